@@ -1,0 +1,2 @@
+//! usernet-cli
+fn main() {}

@@ -1,0 +1,77 @@
+//! The words in which the core and the driver speak about the host end of a flow.
+
+use std::fmt;
+
+/// What the driver tells a TCP flow about its host end. Lengths are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// The connect that [`crate::tcp::Output::Connect`] asked for has succeeded.
+    Connected,
+    /// There is something to peek: bytes or the end of the stream (an `EPOLLIN` edge).
+    Readable,
+    /// The host took `len` of the bytes that were offered to it, in order; what was offered and
+    /// not taken is gone and must come from the guest again.
+    Wrote {
+        /// Bytes taken.
+        len: u32,
+    },
+    /// The host end can take about `free` more bytes.
+    SendSpace {
+        /// Bytes.
+        free: u32,
+    },
+    /// The guest's link has room again after a peek that ended in [`PeekEnd::LinkFull`].
+    LinkSpace,
+    /// The host end is broken, or could not be made.
+    Failed(HostError),
+}
+
+/// Why a peek returned no more than it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeekEnd {
+    /// There may be more: peek again.
+    More,
+    /// The host end has nothing more now; [`HostEvent::Readable`] tells when it has.
+    Empty,
+    /// The host closed its sending side behind these bytes.
+    Eof,
+    /// The guest's link has no room; [`HostEvent::LinkSpace`] tells when it has.
+    LinkFull,
+}
+
+/// Why a host end cannot serve its flow. Each says something different to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HostError {
+    /// The peer refused the connection (`ECONNREFUSED`).
+    Refused,
+    /// The peer reset the connection (`ECONNRESET`, `EPIPE`).
+    Reset,
+    /// No route to the network (`ENETUNREACH`).
+    NetUnreachable,
+    /// No route to the host (`EHOSTUNREACH`, `EHOSTDOWN`).
+    HostUnreachable,
+    /// The host's policy forbids it (`EACCES`, `EPERM`; ICMP administratively prohibited).
+    Prohibited,
+    /// The peer did not answer (`ETIMEDOUT`).
+    TimedOut,
+    /// The host has no descriptors, ports or memory left (`EMFILE`, `ENFILE`, `EADDRNOTAVAIL`,
+    /// `EAGAIN`, `ENOBUFS`, `ENOMEM`).
+    Exhausted,
+    /// Another error number.
+    Other(i32),
+}
+
+impl fmt::Display for HostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused => f.write_str("connection refused"),
+            Self::Reset => f.write_str("connection reset"),
+            Self::NetUnreachable => f.write_str("network unreachable"),
+            Self::HostUnreachable => f.write_str("host unreachable"),
+            Self::Prohibited => f.write_str("administratively prohibited"),
+            Self::TimedOut => f.write_str("timed out"),
+            Self::Exhausted => f.write_str("host out of descriptors, ports or memory"),
+            Self::Other(errno) => write!(f, "error number {errno}"),
+        }
+    }
+}

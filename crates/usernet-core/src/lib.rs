@@ -1,0 +1,10 @@
+//! The user network itself, sans-IO.
+#![forbid(unsafe_code)]
+
+pub mod drops;
+pub mod frame;
+pub mod host;
+pub mod offload;
+pub mod tcp;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,105 @@
+//! What a network tells about itself. All of it serialises, for APIs and tables.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// A guest's place on the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortInfo {
+    /// The port's number.
+    pub port: u32,
+    /// What it was called when it was attached.
+    pub name: String,
+    /// The kind of link: `stream`, `tap`.
+    pub kind: String,
+    /// Frames from the guest.
+    pub rx_frames: u64,
+    /// Bytes from the guest.
+    pub rx_bytes: u64,
+    /// Frames to the guest (a super-frame counts once).
+    pub tx_frames: u64,
+    /// Bytes to the guest.
+    pub tx_bytes: u64,
+    /// Frames of this guest that were dropped.
+    pub drops: u64,
+}
+
+/// An address that a guest holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseInfo {
+    /// The guest's port.
+    pub port: u32,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The MAC address, as `52:54:00:12:34:56`.
+    pub mac: String,
+    /// The host name that the guest gave.
+    pub hostname: Option<String>,
+    /// Seconds until the lease ends.
+    pub expires_in: u64,
+}
+
+/// A flow through the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowInfo {
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The guest's port.
+    pub port: u32,
+    /// The guest's end (for ICMP, the identifier stands for the port).
+    pub guest: SocketAddr,
+    /// The other end, as the guest sees it; none for a UDP flow, which may have many.
+    pub peer: Option<SocketAddr>,
+    /// Who began it: `guest` or `host`.
+    pub origin: String,
+    /// The state, in RFC 9293's words for TCP.
+    pub state: String,
+    /// Payload bytes from the guest that the host took.
+    pub bytes_out: u64,
+    /// Payload bytes to the guest (TCP: acknowledged by it).
+    pub bytes_in: u64,
+    /// Seconds since the last packet.
+    pub idle: u64,
+}
+
+/// A host port that is forwarded to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardInfo {
+    /// What [`crate::Handle::remove_forward`] takes.
+    pub id: u32,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Where the host listens; the port is the real one where the rule said 0.
+    pub host: SocketAddr,
+    /// The guest's address and port.
+    pub guest: SocketAddr,
+    /// Connections (TCP) or peers (UDP) forwarded so far.
+    pub accepted: u64,
+}
+
+/// How often frames were dropped for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropInfo {
+    /// The reason's name.
+    pub reason: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// What a guest needs to know to configure its interface by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestConfig {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The length of the network's prefix in bits.
+    pub prefix_len: u8,
+    /// The gateway.
+    pub gateway: Ipv4Addr,
+    /// The DNS server.
+    pub dns: IpAddr,
+    /// The MTU in bytes.
+    pub mtu: u16,
+    /// The domains to search.
+    pub search: Vec<String>,
+}
