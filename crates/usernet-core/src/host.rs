@@ -9,11 +9,13 @@ pub enum HostEvent {
     Connected,
     /// There is something to peek: bytes or the end of the stream (an `EPOLLIN` edge).
     Readable,
-    /// The host took `len` of the bytes that were offered to it, in order; what was offered and
-    /// not taken is gone and must come from the guest again.
+    /// The host took `len` of the bytes that were offered to it, in order, and the driver keeps the
+    /// next `kept` of them for later; any others are gone and must come from the guest again.
     Wrote {
         /// Bytes taken.
         len: u32,
+        /// Bytes kept.
+        kept: u32,
     },
     /// The host end can take about `free` more bytes.
     SendSpace {

@@ -1,0 +1,247 @@
+//! The receiving half of a flow: guest bytes to the host.
+//!
+//! Bytes in order are offered to the host where they lie, and only what the host took is
+//! acknowledged. What comes out of order is kept by the driver within [`MAX_KEPT`], and told to the
+//! guest by SACK. The window follows the room in the host's send queue, so that a write that takes
+//! less than was offered is rare.
+
+use std::ops::Range;
+
+use super::SeqNumber;
+use super::ranges::Ranges;
+use crate::drops::DropReason;
+use crate::wire::{TcpFlags, TcpHeader};
+
+/// Out-of-order bytes kept for one flow.
+pub const MAX_KEPT: u32 = 256 << 10;
+/// Our window scale: windows come in steps of 256 bytes.
+pub(super) const SHIFT: u8 = 8;
+/// 16 MiB less one step.
+const MAX_WINDOW: u32 = 0xffff << SHIFT;
+
+/// No window rather than one that makes silly small segments (RFC 9293 §3.8.6.2.2).
+const MIN_WINDOW: u32 = 4096;
+
+/// What to do with a segment's payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accept {
+    /// Nothing: it has none that is new.
+    Nothing,
+    /// Write these bytes to the host, and report with [`crate::host::HostEvent::Wrote`].
+    Deliver {
+        /// Which bytes of the payload.
+        payload: Range<usize>,
+        /// The position of the first.
+        at: SeqNumber,
+    },
+    /// Keep these bytes: they came out of order.
+    Keep {
+        /// Which bytes of the payload.
+        payload: Range<usize>,
+        /// The position of the first.
+        at: SeqNumber,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Receiver {
+    pub(super) rcv_nxt: SeqNumber,
+    /// The right edge of the window that the guest was told. It never moves left.
+    rcv_adv: SeqNumber,
+    pub(super) shift: u8,
+    /// Bytes behind `rcv_nxt` that lie with the driver: offered to the host, not yet reported.
+    offered: u32,
+    /// Bytes beyond `rcv_nxt` that the driver keeps.
+    kept: Ranges<4>,
+    /// The host took less than it was offered; wait for room before writing what is kept.
+    blocked: bool,
+    /// What the host can take.
+    space: u32,
+    /// Where the guest's stream ends.
+    fin: Option<SeqNumber>,
+    pub(super) fin_received: bool,
+    pub(super) ack_due: bool,
+}
+
+impl Receiver {
+    /// `irs` is the position of the guest's SYN.
+    pub(super) fn new(irs: SeqNumber) -> Self {
+        let rcv_nxt = irs + 1;
+        Self {
+            rcv_nxt,
+            rcv_adv: rcv_nxt,
+            shift: 0,
+            offered: 0,
+            kept: Ranges::default(),
+            blocked: false,
+            space: 0,
+            fin: None,
+            fin_received: false,
+            ack_due: false,
+        }
+    }
+
+    /// Whether any of the segment lies in the window (RFC 9293 §3.10.7.4, first), bytes that are
+    /// already with the driver included.
+    pub(super) fn acceptable(&self, seg: &TcpHeader, len: u32) -> bool {
+        let end = seg.seq + len + u32::from(seg.flags.contains(TcpFlags::FIN));
+        let nxt = self.rcv_nxt + self.offered;
+        if end == seg.seq {
+            // An empty segment may lie at the right edge: a pure ACK after a full window.
+            return seg.seq >= self.rcv_nxt && seg.seq <= self.rcv_adv.later(nxt);
+        }
+        // A FIN takes no room: it may lie right behind a full window.
+        seg.seq <= self.rcv_adv.later(nxt) && end > nxt
+    }
+
+    /// Whether `seq` is exactly the next position (RFC 5961 §3.2).
+    pub(super) fn is_next(&self, seq: SeqNumber) -> bool {
+        seq == self.rcv_nxt || seq == self.rcv_nxt + self.offered
+    }
+
+    /// Sorts out the payload and FIN of an acceptable segment.
+    pub(super) fn handle_payload(&mut self, seg: &TcpHeader, len: u32) -> Result<Accept, DropReason> {
+        let seg_end = seg.seq + len;
+        if seg.flags.contains(TcpFlags::FIN) && self.fin.is_none() && seg_end <= self.rcv_adv.later(self.rcv_nxt)
+        {
+            self.fin = Some(seg_end);
+        }
+        if len == 0 {
+            return Ok(Accept::Nothing);
+        }
+        self.ack_due = true;
+        let nxt = self.rcv_nxt + self.offered;
+        let mut limit = self.rcv_adv;
+        if let Some(fin) = self.fin
+            && fin < limit
+        {
+            limit = fin;
+        }
+        let end = if seg_end < limit { seg_end } else { limit };
+        let start = seg.seq.later(nxt);
+        if start >= end {
+            return Err(if seg_end <= nxt { DropReason::Duplicate } else { DropReason::OutsideWindow });
+        }
+        let (start, end) = self.kept.first_gap(start, end);
+        if start >= end {
+            return Err(DropReason::Duplicate);
+        }
+        let from = (start - seg.seq) as usize;
+        let payload = from..from + (end - start) as usize;
+        // (When kept bytes wait at `rcv_nxt` for room in the host, the gap starts behind them.)
+        if start == nxt {
+            self.offered += end - start;
+            return Ok(Accept::Deliver { payload, at: start });
+        }
+        if self.kept.total() + (end - start) > MAX_KEPT || !self.kept.insert(start, end) {
+            return Err(DropReason::OutOfOrderFull);
+        }
+        Ok(Accept::Keep { payload, at: start })
+    }
+
+    /// The host took `len` of what was offered, and the driver keeps `kept` bytes behind those.
+    pub(super) fn wrote(&mut self, len: u32, kept: u32) {
+        let short = len < self.offered;
+        self.offered = 0;
+        self.advance(len);
+        if short {
+            self.blocked = true;
+            self.kept.insert(self.rcv_nxt, self.rcv_nxt + kept);
+        }
+    }
+
+    /// The host took `len` of the kept bytes.
+    pub(super) fn wrote_kept(&mut self, len: u32) {
+        let due = self.kept_run();
+        self.advance(len);
+        self.blocked = len < due;
+    }
+
+    fn advance(&mut self, len: u32) {
+        self.rcv_nxt += len;
+        self.kept.remove_below(self.rcv_nxt);
+        self.space = self.space.saturating_sub(len);
+        self.ack_due |= len > 0;
+    }
+
+    /// Kept bytes that now follow in order.
+    fn kept_run(&self) -> u32 {
+        match self.kept.first() {
+            Some((left, right)) if left <= self.rcv_nxt => right.ahead_of(self.rcv_nxt),
+            _ => 0,
+        }
+    }
+
+    /// How many kept bytes to write now.
+    pub(super) fn write_kept_due(&self) -> Option<u32> {
+        let run = self.kept_run();
+        (run > 0 && !self.blocked && self.offered == 0).then_some(run)
+    }
+
+    /// Takes note of the room in the host's queue.
+    pub(super) fn set_space(&mut self, free: u32) {
+        self.space = free;
+        if free > 0 {
+            self.blocked = false;
+        }
+        // RFC 9293 §3.8.6.2.2: tell of a window that has grown by much, not of every byte.
+        let open = self.rcv_adv.ahead_of(self.rcv_nxt);
+        if self.edge().ahead_of(self.rcv_adv) > 0 && open < self.space / 2 {
+            self.ack_due = true;
+        }
+    }
+
+    /// What the host can take.
+    pub(super) fn space(&self) -> u32 {
+        self.space
+    }
+
+    /// Where the window may end.
+    fn edge(&self) -> SeqNumber {
+        let room = self.space.saturating_sub(self.kept_run());
+        let room = if room < MIN_WINDOW { 0 } else { room.min(MAX_WINDOW) };
+        self.rcv_adv.later(self.rcv_nxt + (room >> self.shift << self.shift))
+    }
+
+    /// Whether the window is too small for a guest to go on by itself.
+    pub(super) fn starved(&self) -> bool {
+        !self.fin_received && (self.rcv_adv.ahead_of(self.rcv_nxt) < MIN_WINDOW || self.kept_run() > 0)
+    }
+
+    /// The window for a segment that goes out now; moves the edge.
+    pub(super) fn advertise(&mut self) -> u16 {
+        self.rcv_adv = self.edge();
+        let open = self.rcv_adv.ahead_of(self.rcv_nxt);
+        u16::try_from(open >> self.shift).unwrap_or(u16::MAX)
+    }
+
+    /// The window of a SYN, which is never scaled (RFC 7323 §2.2).
+    pub(super) fn advertise_syn(&mut self) -> u16 {
+        let room = u16::try_from(self.space).unwrap_or(u16::MAX);
+        self.rcv_adv = self.rcv_adv.later(self.rcv_nxt + u32::from(room));
+        room
+    }
+
+    /// Whether the guest's FIN is next; takes it.
+    pub(super) fn take_fin(&mut self) -> bool {
+        if self.fin_received || self.offered > 0 || self.fin != Some(self.rcv_nxt) {
+            return false;
+        }
+        self.fin_received = true;
+        self.rcv_nxt += 1;
+        self.rcv_adv = self.rcv_adv.later(self.rcv_nxt);
+        self.kept.clear();
+        self.ack_due = true;
+        true
+    }
+
+    /// SACK blocks for what is kept beyond a hole (RFC 2018 §4).
+    pub(super) fn sack(&self) -> [Option<(SeqNumber, SeqNumber)>; 3] {
+        let mut blocks = [None; 3];
+        let beyond = self.kept.iter().filter(|(left, _)| *left > self.rcv_nxt);
+        for (block, range) in blocks.iter_mut().zip(beyond) {
+            *block = Some(range);
+        }
+        blocks
+    }
+}
