@@ -1,0 +1,281 @@
+//! What UDP and ping sockets share: control messages both ways, and the error queue.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::result;
+
+use libc::c_int;
+use rustix::io::{Errno, Result};
+use rustix::net::AddressFamily;
+use socket2::{MsgHdr, SockAddr, SockRef};
+use usernet_core::host::HostError;
+
+use crate::error::host_error;
+use crate::sys;
+
+/// Where a datagram goes, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// To whom. A ping socket ignores the port.
+    pub to: SocketAddr,
+    /// The local address that it leaves by (`IP_PKTINFO`); `None`: what the socket is bound to, or
+    /// what the routes say.
+    pub from: Option<IpAddr>,
+    /// Hops it may take, 1 to 255; `None`: the host's default.
+    pub ttl: Option<u8>,
+    /// DSCP and ECN, as they stand in the IP header.
+    pub tos: u8,
+}
+
+/// What is known of a datagram that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes put into the buffers.
+    pub len: usize,
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// The local address that it came to, and that an answer should leave by. Only where it was
+    /// asked for: by [`crate::udp::UdpEnd::forward`].
+    pub to: Option<IpAddr>,
+    /// Hops that it had left. Only of pings.
+    pub ttl: Option<u8>,
+    /// Bytes in each of the datagrams that the kernel has joined (`UDP_GRO`), the last may be
+    /// shorter; 0: it is one datagram.
+    pub segment: u16,
+    /// The buffers were too small, and the rest is lost.
+    pub truncated: bool,
+}
+
+/// Bad news of a datagram (or of a connect) that was sent earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuedError {
+    /// Where it had gone. A ping has no port.
+    pub to: SocketAddr,
+    /// What it comes to.
+    pub error: HostError,
+    /// The ICMP message that brought it; `None`: this host itself found out.
+    pub icmp: Option<Icmp>,
+    /// The path's MTU in bytes, where it was too large; 0 otherwise.
+    pub mtu: u32,
+    /// How many bytes of what was sent were put into the buffer: UDP payload, or an ICMP message
+    /// from its header on.
+    pub len: usize,
+}
+
+/// Who said what about a datagram: ICMP, or ICMPv6 where the destination is IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Icmp {
+    /// The type field.
+    pub kind: u8,
+    /// The code field.
+    pub code: u8,
+    /// The router or host that sent it.
+    pub offender: Option<IpAddr>,
+}
+
+/// Turns the error queue on or off (`IP_RECVERR`).
+pub(crate) fn report_errors(fd: impl AsFd, family: AddressFamily, on: bool) -> Result<()> {
+    let (level, name) = match family {
+        AddressFamily::INET6 => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+        _ => (libc::IPPROTO_IP, libc::IP_RECVERR),
+    };
+    sys::set_int(fd, level, name, on.into())
+}
+
+/// Sends one datagram.
+///
+/// An error that came back for an earlier one, to whomever, waits in the socket and is told to the
+/// next call, which then does nothing else. It says nothing about this datagram, and the error
+/// queue keeps it, so a failed call is made once more.
+pub(crate) fn send(fd: impl AsFd, iov: &[IoSlice<'_>], envelope: &Envelope) -> result::Result<(), HostError> {
+    let to = SockAddr::from(envelope.to);
+    let control = Control::new(envelope);
+    let header = MsgHdr::new().with_addr(&to).with_buffers(iov).with_control(control.bytes());
+    let socket = SockRef::from(&fd);
+    let send = || socket.sendmsg(&header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    match send().or_else(|_| send()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(host_error(Errno::from_io_error(&error).unwrap_or(Errno::IO))),
+    }
+}
+
+/// Takes in one datagram; `None` when there is none. An error that waits for an earlier datagram is
+/// passed over, as in [`send`].
+pub(crate) fn receive(
+    fd: impl AsFd,
+    iov: &mut [IoSliceMut<'_>],
+) -> result::Result<Option<Received>, HostError> {
+    let mut control = [0; 128];
+    let mut receive = || sys::receive(&fd, iov, &mut control, libc::MSG_DONTWAIT);
+    let message = match receive().or_else(|errno| if errno == Errno::AGAIN { Err(errno) } else { receive() })
+    {
+        Ok(message) => message,
+        Err(Errno::AGAIN) => return Ok(None),
+        Err(errno) => return Err(host_error(errno)),
+    };
+    // Every datagram has a sender; without one there is nobody to carry it for.
+    let Some(from) = message.from else { return Ok(None) };
+    let mut received = Received {
+        len: message.len,
+        from,
+        to: None,
+        ttl: None,
+        segment: 0,
+        truncated: message.flags & libc::MSG_TRUNC != 0,
+    };
+    for (level, kind, data) in controls(control.get(..message.control).unwrap_or_default()) {
+        match (level, kind) {
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                // in_pktinfo: interface, the local address, the header's destination; 4 bytes each.
+                received.to = array(data, 4).map(|address: [u8; 4]| Ipv4Addr::from(address).into());
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                received.to = array(data, 0).map(|address: [u8; 16]| Ipv6Addr::from(address).into());
+            }
+            (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                received.ttl = int(data).and_then(|ttl| u8::try_from(ttl).ok());
+            }
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                received.segment = int(data).and_then(|segment| u16::try_from(segment).ok()).unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(received))
+}
+
+/// Takes the oldest error from the queue, with the start of what was sent in `payload`; `None` when
+/// there is none.
+pub(crate) fn take_error(fd: impl AsFd, payload: &mut [u8]) -> Option<QueuedError> {
+    let mut control = [0; 256];
+    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+    loop {
+        let message = sys::receive(&fd, &mut [IoSliceMut::new(payload)], &mut control, flags).ok()?;
+        let mut errors =
+            controls(control.get(..message.control).unwrap_or_default()).filter(|(level, kind, _)| {
+                matches!(
+                    (*level, *kind),
+                    (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+                )
+            });
+        // Anything else in the queue (a time stamp) is not for us.
+        let found = errors.next().and_then(|(_, _, data)| parse_error(data, &message));
+        if found.is_some() {
+            return found;
+        }
+    }
+}
+
+/// Reads a `sock_extended_err`: error number (4 bytes), origin, type, code, padding, information
+/// (4 bytes), data (4 bytes), and behind it the offender's socket address.
+fn parse_error(data: &[u8], message: &sys::Message) -> Option<QueuedError> {
+    let errno = Errno::from_raw_os_error(int(data)?);
+    let [origin, kind, code, _] = array(data, 4)?;
+    let information = u32::from_ne_bytes(array(data, 8)?);
+    let offender = data.get(16..).and_then(socket_address);
+    let icmp = match origin {
+        libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6 => Some(Icmp { kind, code, offender }),
+        libc::SO_EE_ORIGIN_LOCAL => None,
+        _ => return None,
+    };
+    // RFC 1812 §5.2.7.1: network, host, and communication administratively prohibited, which the
+    // error numbers do not tell from unreachable. ICMPv6 has a number of its own for it.
+    let prohibited = origin == libc::SO_EE_ORIGIN_ICMP && kind == 3 && matches!(code, 9 | 10 | 13);
+    Some(QueuedError {
+        to: message.from?,
+        error: if prohibited { HostError::Prohibited } else { host_error(errno) },
+        icmp,
+        mtu: if errno == Errno::MSGSIZE { information } else { 0 },
+        len: message.len,
+    })
+}
+
+/// The address in a `sockaddr_in` or `sockaddr_in6`.
+fn socket_address(data: &[u8]) -> Option<IpAddr> {
+    match c_int::from(u16::from_ne_bytes(array(data, 0)?)) {
+        libc::AF_INET => array(data, 4).map(|address: [u8; 4]| address.into()),
+        libc::AF_INET6 => array(data, 8).map(|address: [u8; 16]| address.into()),
+        _ => None,
+    }
+}
+
+/// Control messages to send. Each is a `cmsghdr` (the length of header and data as a `size_t`, level,
+/// type), the data, and padding to a whole number of `size_t`.
+struct Control {
+    buffer: [u8; 96],
+    len: usize,
+}
+
+impl Control {
+    fn new(envelope: &Envelope) -> Self {
+        let mut control = Self { buffer: [0; 96], len: 0 };
+        let ipv4 = envelope.to.is_ipv4();
+        match envelope.from {
+            // in_pktinfo: interface (0: as routed), the local address, unused.
+            Some(IpAddr::V4(from)) => {
+                let mut data = [0; 12];
+                data[4..8].copy_from_slice(&from.octets());
+                control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &data);
+            }
+            // in6_pktinfo: the local address, interface.
+            Some(IpAddr::V6(from)) => {
+                let mut data = [0; 20];
+                data[..16].copy_from_slice(&from.octets());
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
+            }
+            None => {}
+        }
+        if let Some(ttl) = envelope.ttl {
+            let kind = if ipv4 { libc::IP_TTL } else { libc::IPV6_HOPLIMIT };
+            control.push(ip_level(ipv4), kind, &c_int::from(ttl).to_ne_bytes());
+        }
+        if envelope.tos != 0 {
+            let kind = if ipv4 { libc::IP_TOS } else { libc::IPV6_TCLASS };
+            control.push(ip_level(ipv4), kind, &c_int::from(envelope.tos).to_ne_bytes());
+        }
+        control
+    }
+
+    fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+        let len = CMSG_HEADER + data.len();
+        let header = [level.to_ne_bytes(), kind.to_ne_bytes()];
+        let parts = [&len.to_ne_bytes(), header.as_flattened(), data];
+        let (_, free) = self.buffer.split_at_mut(self.len);
+        for (to, from) in free.iter_mut().zip(parts.into_iter().flatten()) {
+            *to = *from;
+        }
+        self.len += len.next_multiple_of(size_of::<usize>());
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.len).unwrap_or_default()
+    }
+}
+
+/// Length, level and type.
+const CMSG_HEADER: usize = size_of::<usize>() + 2 * size_of::<c_int>();
+
+/// The control messages in a buffer: level, type, data.
+fn controls(mut buffer: &[u8]) -> impl Iterator<Item = (c_int, c_int, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from_ne_bytes(array(buffer, 0)?);
+        let level = int(buffer.get(size_of::<usize>()..)?)?;
+        let kind = int(buffer.get(size_of::<usize>() + size_of::<c_int>()..)?)?;
+        let data = buffer.get(CMSG_HEADER..len)?;
+        buffer = buffer.get(len.next_multiple_of(size_of::<usize>())..).unwrap_or_default();
+        Some((level, kind, data))
+    })
+}
+
+fn ip_level(ipv4: bool) -> c_int {
+    if ipv4 { libc::IPPROTO_IP } else { libc::IPPROTO_IPV6 }
+}
+
+fn int(data: &[u8]) -> Option<c_int> {
+    array(data, 0).map(c_int::from_ne_bytes)
+}
+
+fn array<const N: usize>(data: &[u8], at: usize) -> Option<[u8; N]> {
+    data.get(at..)?.first_chunk().copied()
+}

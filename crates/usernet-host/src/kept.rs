@@ -1,0 +1,128 @@
+//! The store for what a guest sent out of order.
+
+use std::io::IoSlice;
+
+use usernet_core::tcp::SeqNumber;
+
+/// Pieces that do not touch, at most. A guest that sends every second byte is asked again.
+const MAX_RUNS: usize = 256;
+
+/// Bytes of one flow that wait for earlier ones, by sequence number; bounded, and nothing at all
+/// while segments come in order.
+///
+/// What is held lies within 2³¹ of each other, as any receive window does.
+#[derive(Debug)]
+pub struct Kept {
+    /// In order, without overlap.
+    runs: Vec<Run>,
+    len: usize,
+    bound: usize,
+}
+
+#[derive(Debug)]
+struct Run {
+    at: SeqNumber,
+    bytes: Vec<u8>,
+}
+
+impl Kept {
+    /// A store that never holds more than `bound` bytes.
+    pub const fn new(bound: usize) -> Self {
+        Self { runs: Vec::new(), len: 0, bound }
+    }
+
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies the bytes in `parts` to position `at`. Where something is held already it stays.
+    /// Returns whether all of it is held now; when the bound is reached, the rest is not.
+    pub fn keep(&mut self, mut at: SeqNumber, parts: &[IoSlice<'_>]) -> bool {
+        parts.iter().all(|part| {
+            let kept = self.keep_part(at, part);
+            at += wire_len(part.len());
+            kept
+        })
+    }
+
+    /// Pushes the slices in which the bytes from `at` on lie, up to the first gap and at most `max`
+    /// bytes; returns how many bytes they are.
+    pub fn slices<'a>(&'a self, mut at: SeqNumber, max: usize, out: &mut Vec<IoSlice<'a>>) -> usize {
+        let start = at;
+        let mut len = 0;
+        for run in self.runs.iter().skip_while(|run| run.end() <= start) {
+            if run.at > at || len == max {
+                break;
+            }
+            let skip = (at - run.at) as usize;
+            let bytes = run.bytes.get(skip..).unwrap_or_default();
+            let bytes = bytes.get(..max - len).unwrap_or(bytes);
+            out.push(IoSlice::new(bytes));
+            len += bytes.len();
+            at = run.end();
+        }
+        len
+    }
+
+    /// Drops everything before position `before`.
+    pub fn release(&mut self, before: SeqNumber) {
+        let gone = self.runs.partition_point(|run| run.end() <= before);
+        self.runs.drain(..gone);
+        if let Some(run) = self.runs.first_mut().filter(|run| run.at < before) {
+            run.bytes.drain(..(before - run.at) as usize);
+            run.at = before;
+        }
+        self.len = self.runs.iter().map(|run| run.bytes.len()).sum();
+        if self.runs.is_empty() {
+            self.runs = Vec::new();
+        }
+    }
+
+    fn keep_part(&mut self, mut at: SeqNumber, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let index = self.runs.partition_point(|run| run.end() <= at);
+            let gap = match self.runs.get(index) {
+                Some(run) if run.at <= at => {
+                    let held = run.end() - at;
+                    at += held;
+                    bytes = bytes.get(held as usize..).unwrap_or_default();
+                    continue;
+                }
+                Some(run) => bytes.len().min((run.at - at) as usize),
+                None => bytes.len(),
+            };
+            let (new, rest) = bytes.split_at(gap);
+            if self.len + new.len() > self.bound {
+                return false;
+            }
+            let room_for_a_run = self.runs.len() < MAX_RUNS;
+            let previous = index.checked_sub(1).and_then(|index| self.runs.get_mut(index));
+            match previous.filter(|run| run.end() == at) {
+                Some(run) => run.bytes.extend_from_slice(new),
+                None if room_for_a_run => self.runs.insert(index, Run { at, bytes: new.to_vec() }),
+                None => return false,
+            }
+            self.len += new.len();
+            at += wire_len(new.len());
+            bytes = rest;
+        }
+        true
+    }
+}
+
+impl Run {
+    fn end(&self) -> SeqNumber {
+        self.at + wire_len(self.bytes.len())
+    }
+}
+
+/// A length as a distance between sequence numbers. No frame, and no bound, comes near 4 GiB.
+fn wire_len(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,334 @@
+//! The host end of a TCP flow.
+//!
+//! # What is received
+//!
+//! Bytes stay in the socket's receive queue until the guest has acknowledged them. [`TcpEnd::peek`]
+//! copies from any place in the queue, [`TcpEnd::discard`] drops from its front; places are offsets
+//! from that front. The kernel keeps a peek offset of its own for a socket (`SO_PEEK_OFF`): a peek
+//! moves it on, a discard moves it back. It is followed here, so that a system call is spent on it
+//! only for going back.
+//!
+//! Where the kernel cannot do that (IPv4 before Linux 6.9, IPv6 before 6.12, Unix sockets), a ring
+//! of up to 256 KiB stands in, behind the same face.
+//!
+//! # What is sent
+//!
+//! [`TcpEnd::write`] takes what fits the send buffer and no more. [`TcpEnd::send_space`] says ahead
+//! what will fit, so that the window offered to the guest can follow it.
+//!
+//! # The end
+//!
+//! Dropping the end closes it: the peer sees FIN, provided that everything which it had sent was
+//! discarded; with bytes left in the receive queue the kernel sends a reset instead (RFC 9293
+//! §3.10.4 leaves that to the implementation, Linux follows RFC 2525 §2.17) and drops what it had
+//! yet to send. [`TcpEnd::reset`] resets on purpose.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    self, AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown,
+    SocketFlags, SocketType, sockopt,
+};
+use usernet_core::host::{HostError, PeekEnd};
+
+use crate::epoll::Event;
+use crate::error::host_error;
+use crate::ring::Ring;
+use crate::{datagram, sys};
+
+/// Slices that one system call takes (`UIO_MAXIOV`).
+const IOV_MAX: usize = 1024;
+
+/// The host end of a TCP flow: a TCP socket, or a Unix stream socket with a service at its other
+/// end.
+#[derive(Debug)]
+pub struct TcpEnd {
+    fd: OwnedFd,
+    queue: Queue,
+    /// The peer's FIN was told by an event, so no event will tell the end of the stream again.
+    read_closed: bool,
+    /// There has been urgent data, at whose mark the kernel cuts reads short.
+    urgent: bool,
+}
+
+/// Where bytes that the guest has not yet acknowledged wait.
+#[derive(Debug)]
+enum Queue {
+    /// In the socket; `offset` is the kernel's peek offset.
+    Kernel {
+        offset: u32,
+    },
+    Ring(Ring),
+}
+
+/// For which sockets the kernel can peek at an offset (`SO_PEEK_OFF`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeekSupport {
+    /// TCP over IPv4: since Linux 6.9.
+    pub ipv4: bool,
+    /// TCP over IPv6: since Linux 6.12.
+    pub ipv6: bool,
+}
+
+impl PeekSupport {
+    /// Asks the kernel, the first time.
+    pub fn probe() -> Self {
+        static SUPPORT: OnceLock<PeekSupport> = OnceLock::new();
+        *SUPPORT.get_or_init(|| {
+            let try_family = |family| {
+                open(family).is_ok_and(|fd| sys::set_int(&fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0).is_ok())
+            };
+            Self { ipv4: try_family(AddressFamily::INET), ipv6: try_family(AddressFamily::INET6) }
+        })
+    }
+
+    fn of(self, family: AddressFamily) -> bool {
+        match family {
+            AddressFamily::INET => self.ipv4,
+            AddressFamily::INET6 => self.ipv6,
+            _ => false,
+        }
+    }
+}
+
+impl TcpEnd {
+    /// Begins to connect to `to`, from `source` when one is given. The outcome is told by an event;
+    /// [`TcpEnd::finish_connect`] says which.
+    ///
+    /// # Errors
+    /// Nothing can be sent there, or no descriptors or ports are left.
+    pub fn connect(to: SocketAddr, source: Option<IpAddr>) -> Result<Self, HostError> {
+        Self::try_connect(to, source).map_err(host_error)
+    }
+
+    /// Takes a connected TCP socket, as accepted.
+    ///
+    /// # Errors
+    /// It is no TCP socket.
+    pub fn from_tcp(fd: impl Into<OwnedFd>) -> Result<Self, HostError> {
+        let fd = fd.into();
+        let configure = || {
+            rustix::io::ioctl_fionbio(&fd, true)?;
+            configure(&fd)
+        };
+        let queue = configure().map_err(host_error)?;
+        Ok(Self::new(fd, queue))
+    }
+
+    /// Takes one end of a Unix stream socket pair; the other belongs to a service.
+    ///
+    /// # Errors
+    /// It cannot be made non-blocking.
+    pub fn from_unix(stream: UnixStream) -> Result<Self, HostError> {
+        let fd = OwnedFd::from(stream);
+        rustix::io::ioctl_fionbio(&fd, true).map_err(host_error)?;
+        Ok(Self::new(fd, Queue::Ring(Ring::default())))
+    }
+
+    /// Says how the connect went, after an event: `Ok(true)` when it has succeeded, `Ok(false)`
+    /// when it is still under way.
+    ///
+    /// # Errors
+    /// It failed. ICMP from the way there tells more than the error number does, so it decides
+    /// where there was any.
+    pub fn finish_connect(&mut self) -> Result<bool, HostError> {
+        let outcome = sockopt::socket_error(&self.fd).map_err(host_error)?;
+        if let Err(errno) = outcome {
+            let told = datagram::take_error(&self.fd, &mut []);
+            return Err(told.map_or_else(|| host_error(errno), |queued| queued.error));
+        }
+        let Ok(Some(_)) = net::getpeername(&self.fd) else { return Ok(false) };
+        // From here on, an ICMP error would end the connection instead of being ridden out.
+        let _ = self.report_icmp(false);
+        Ok(true)
+    }
+
+    /// Notes what an event says of the stream. Every event of the descriptor must pass here before
+    /// the peek that it leads to.
+    pub fn note(&mut self, event: Event) {
+        self.read_closed |= event.read_closed() || event.hang_up();
+        self.urgent |= event.urgent();
+    }
+
+    /// Copies bytes into `iov`, from offset `at` of those that were not yet discarded. Returns how
+    /// many, and why no more.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn peek(&mut self, at: u32, iov: &mut [IoSliceMut<'_>]) -> Result<(u32, PeekEnd), HostError> {
+        let count = iov.len().min(IOV_MAX);
+        let iov = iov.get_mut(..count).unwrap_or_default();
+        let (len, end) = match &mut self.queue {
+            Queue::Kernel { offset } => {
+                let drained = !self.read_closed && !self.urgent;
+                peek_socket(&self.fd, offset, at, drained, iov)
+            }
+            Queue::Ring(ring) => ring.peek(&self.fd, at as usize, iov),
+        }
+        .map_err(host_error)?;
+        Ok((u32::try_from(len).unwrap_or(u32::MAX), end))
+    }
+
+    /// Drops `len` bytes from the front; they were peeked before. Returns whether a peek that ended
+    /// in [`PeekEnd::Empty`] may now go on though no event will tell (a ring that was full).
+    ///
+    /// # Errors
+    /// The connection is broken, or fewer bytes are there.
+    pub fn discard(&mut self, len: u32) -> Result<bool, HostError> {
+        match &mut self.queue {
+            Queue::Kernel { offset } => {
+                let mut left = len as usize;
+                while left > 0 {
+                    // Never less than is there, but for urgent data, at whose mark a read stops.
+                    match sys::discard(&self.fd, left).map_err(host_error)? {
+                        0 => return Err(HostError::Reset),
+                        dropped => left = left.saturating_sub(dropped),
+                    }
+                }
+                *offset = offset.saturating_sub(len);
+                Ok(false)
+            }
+            Queue::Ring(ring) => Ok(ring.discard(len as usize)),
+        }
+    }
+
+    /// Writes what fits of `iov`, from its start; returns how many bytes that was. After less than
+    /// was offered, an event tells when there is room.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn write(&mut self, iov: &[IoSlice<'_>]) -> Result<usize, HostError> {
+        let mut written = 0;
+        for chunk in iov.chunks(IOV_MAX) {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match net::sendmsg(&self.fd, chunk, &mut SendAncillaryBuffer::default(), flags) {
+                Ok(len) => {
+                    written += len;
+                    if len < chunk.iter().map(|slice| slice.len()).sum() {
+                        break;
+                    }
+                }
+                Err(Errno::AGAIN) => break,
+                // What was taken is told now, the error by the next call.
+                Err(_) if written > 0 => break,
+                Err(errno) => return Err(host_error(errno)),
+            }
+        }
+        Ok(written)
+    }
+
+    /// About how many bytes a write would take now.
+    pub fn send_space(&self) -> u32 {
+        let Ok(memory) = sys::memory(&self.fd) else { return 0 };
+        let counter = |name: libc::c_int| {
+            usize::try_from(name).ok().and_then(|index| memory.get(index)).copied().unwrap_or(0)
+        };
+        // A Unix socket queues at its peer, and counts that as handed out rather than queued.
+        let queued = match self.queue {
+            Queue::Kernel { .. } => counter(libc::SK_MEMINFO_WMEM_QUEUED),
+            Queue::Ring(_) => counter(libc::SK_MEMINFO_WMEM_QUEUED).max(counter(libc::SK_MEMINFO_WMEM_ALLOC)),
+        };
+        counter(libc::SK_MEMINFO_SNDBUF).saturating_sub(queued)
+    }
+
+    /// Ends what is sent: the peer sees FIN behind everything written.
+    pub fn shutdown_write(&mut self) {
+        // Refused only where the connection is gone, of which an event tells.
+        let _ = net::shutdown(&self.fd, Shutdown::Write);
+    }
+
+    /// Breaks the connection: the peer sees a reset (a service behind a Unix socket sees the end of
+    /// the stream), and what was not yet sent is dropped.
+    pub fn reset(self) {
+        // SO_LINGER with a time of 0 makes the close that follows a reset (tcp(7)).
+        let _ = sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
+    }
+
+    fn new(fd: OwnedFd, queue: Queue) -> Self {
+        Self { fd, queue, read_closed: false, urgent: false }
+    }
+
+    fn try_connect(to: SocketAddr, source: Option<IpAddr>) -> rustix::io::Result<Self> {
+        let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let fd = open(family)?;
+        let queue = configure(&fd)?;
+        let end = Self::new(fd, queue);
+        // In SYN_SENT the error queue is the only place that tells "prohibited" from "unreachable".
+        end.report_icmp(true)?;
+        if let Some(source) = source {
+            // The port is chosen by the connect, which knows the destination: far more of them.
+            sys::set_int(&end.fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+            net::bind(&end.fd, &SocketAddr::new(source, 0))?;
+        }
+        match net::connect(&end.fd, &to) {
+            Ok(()) | Err(Errno::INPROGRESS) => Ok(end),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn report_icmp(&self, on: bool) -> rustix::io::Result<()> {
+        datagram::report_errors(&self.fd, sockopt::socket_domain(&self.fd)?, on)
+    }
+}
+
+impl AsFd for TcpEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn open(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    net::socket_with(family, SocketType::STREAM, flags, Some(net::ipproto::TCP))
+}
+
+/// What every TCP socket gets: segments leave as the guest sent them, and urgent data comes in line.
+fn configure(fd: &OwnedFd) -> rustix::io::Result<Queue> {
+    sockopt::set_tcp_nodelay(fd, true)?;
+    sockopt::set_socket_oobinline(fd, true)?;
+    if PeekSupport::probe().of(sockopt::socket_domain(fd)?) {
+        sys::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
+        Ok(Queue::Kernel { offset: 0 })
+    } else {
+        Ok(Queue::Ring(Ring::default()))
+    }
+}
+
+/// `drained`: a read that came short has emptied the queue, and the next bytes make an edge.
+fn peek_socket(
+    fd: &OwnedFd,
+    offset: &mut u32,
+    at: u32,
+    drained: bool,
+    iov: &mut [IoSliceMut<'_>],
+) -> rustix::io::Result<(usize, PeekEnd)> {
+    let room: usize = iov.iter().map(|slice| slice.len()).sum();
+    if room == 0 {
+        // Reading nothing would look like the end of the stream.
+        return Ok((0, PeekEnd::More));
+    }
+    if at != *offset {
+        let to = i32::try_from(at).map_err(|_| Errno::OVERFLOW)?;
+        sys::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, to)?;
+        *offset = at;
+    }
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let len = match net::recvmsg(fd, iov, &mut RecvAncillaryBuffer::default(), flags) {
+        Ok(message) => message.bytes,
+        Err(Errno::AGAIN) => return Ok((0, PeekEnd::Empty)),
+        Err(errno) => return Err(errno),
+    };
+    *offset = offset.saturating_add(u32::try_from(len).unwrap_or(u32::MAX));
+    let end = match len {
+        0 => PeekEnd::Eof,
+        len if len < room && drained => PeekEnd::Empty,
+        _ => PeekEnd::More,
+    };
+    Ok((len, end))
+}

@@ -1,0 +1,113 @@
+//! The host end of a guest's UDP port, and host ports that are forwarded to a guest over UDP.
+//!
+//! The sockets are never connected: one serves every peer of a guest's port (endpoint-independent
+//! mapping, RFC 4787 §4.1). What peers and routers refuse is told through the error queue
+//! ([`UdpEnd::take_error`], when an event says `error`) with the address that it belongs to, and
+//! never fails a send to another.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+use usernet_core::host::HostError;
+
+use crate::datagram::{self, Envelope, QueuedError, Received};
+use crate::error::host_error;
+use crate::sys;
+
+/// A UDP socket.
+#[derive(Debug)]
+pub struct UdpEnd {
+    fd: OwnedFd,
+    addr: SocketAddr,
+}
+
+impl UdpEnd {
+    /// Opens a socket at `source` (the unspecified address of a family, to leave it to the routes)
+    /// and at `port`, where that is 1024 or above and free; at any free port otherwise.
+    ///
+    /// # Errors
+    /// No descriptors or ports are left, or `source` is no address of this host.
+    pub fn open(source: IpAddr, port: u16) -> Result<Self, HostError> {
+        let wanted = SocketAddr::new(source, if port < 1024 { 0 } else { port });
+        Self::bind(wanted)
+            .or_else(|errno| match errno {
+                Errno::ADDRINUSE | Errno::ACCESS => Self::bind(SocketAddr::new(source, 0)),
+                errno => Err(errno),
+            })
+            .map_err(host_error)
+    }
+
+    /// Opens the socket of a forward rule at `addr`; port 0 takes any free one. What it receives
+    /// says to which local address it came ([`Received::to`]).
+    ///
+    /// # Errors
+    /// The address is in use, is not of this host, or is not allowed.
+    pub fn forward(addr: SocketAddr) -> io::Result<Self> {
+        let end = Self::bind(addr)?;
+        let (level, name) = match addr {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+        };
+        sys::set_int(&end.fd, level, name, 1)?;
+        Ok(end)
+    }
+
+    /// What it is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Lets the kernel join datagrams of one sender and one size ([`Received::segment`]). From then
+    /// on the buffers must hold 64 KiB.
+    ///
+    /// # Errors
+    /// The kernel cannot (Linux before 5.0).
+    pub fn join_received(&self) -> Result<(), HostError> {
+        sys::set_int(&self.fd, libc::SOL_UDP, libc::UDP_GRO, 1).map_err(host_error)
+    }
+
+    /// Sends one datagram.
+    ///
+    /// # Errors
+    /// This datagram could not be sent, and is lost: no route, not allowed, too long, or
+    /// ([`HostError::Exhausted`]) no room in the send buffer.
+    pub fn send(&self, iov: &[IoSlice<'_>], envelope: &Envelope) -> Result<(), HostError> {
+        datagram::send(&self.fd, iov, envelope)
+    }
+
+    /// Takes in one datagram; `None` when there is none, and an event tells of the next.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub fn receive(&self, iov: &mut [IoSliceMut<'_>]) -> Result<Option<Received>, HostError> {
+        datagram::receive(&self.fd, iov)
+    }
+
+    /// Takes the oldest error from the queue, and puts the start of the payload that it is about
+    /// into `payload`; `None` when there is none.
+    pub fn take_error(&self, payload: &mut [u8]) -> Option<QueuedError> {
+        datagram::take_error(&self.fd, payload)
+    }
+
+    fn bind(addr: SocketAddr) -> rustix::io::Result<Self> {
+        let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let fd = net::socket_with(family, SocketType::DGRAM, flags, Some(net::ipproto::UDP))?;
+        if addr.is_ipv6() {
+            net::sockopt::set_ipv6_v6only(&fd, true)?;
+        }
+        datagram::report_errors(&fd, family, true)?;
+        net::bind(&fd, &addr)?;
+        let addr = SocketAddr::try_from(net::getsockname(&fd)?)?;
+        Ok(Self { fd, addr })
+    }
+}
+
+impl AsFd for UdpEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
