@@ -7,11 +7,11 @@ use crate::ForwardRule;
 
 /// The configuration of a network. The default is QEMU's: 10.0.2.0/24, gateway .2, DNS .3, DHCP from
 /// .15 on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The network's address.
     pub net: Ipv4Addr,
-    /// The length of its prefix in bits.
+    /// The length of its prefix in bits: 8 to 29.
     pub prefix_len: u8,
     /// The gateway: the host, as guests see it.
     pub gateway: Ipv4Addr,
@@ -25,7 +25,8 @@ pub struct Config {
     pub hostname: Option<String>,
     /// The domain name that DHCP gives to guests.
     pub domain: Option<String>,
-    /// The domains that DHCP tells guests to search.
+    /// The domains that DHCP tells guests to search. Their names take 255 bytes at most on the wire:
+    /// what one DHCP option holds.
     pub dns_search: Vec<String>,
     /// The MTU of guests' interfaces in bytes, told by DHCP: 576 to 65,520.
     pub mtu: u16,
@@ -40,13 +41,37 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
+        Self::for_net(Ipv4Addr::new(10, 0, 2, 0), 24)
+    }
+}
+
+/// Why a configuration makes no network: the part that does not fit and what would, on one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+impl Config {
+    /// The default configuration on another network, with the gateway, the DNS server and the
+    /// first DHCP address where QEMU puts them: .2, .3 and .15 of a /24, .2.2, .2.3 and .2.15 of a
+    /// wider network, and in one of fewer than 32 addresses, where QEMU's .15 is no guest's, DHCP
+    /// from .4 on. Bits of `net` beyond the prefix are cleared.
+    ///
+    /// ```
+    /// let config = usernet::Config::for_net([192, 168, 7, 0].into(), 24);
+    /// assert_eq!(config.gateway.to_string(), "192.168.7.2");
+    /// assert_eq!(config.dhcp_start.to_string(), "192.168.7.15");
+    /// ```
+    pub fn for_net(net: Ipv4Addr, prefix_len: u8) -> Self {
+        let host_mask = host_mask(prefix_len);
+        let net = net.to_bits() & !host_mask;
+        let at = |host: u32| Ipv4Addr::from(net | (host & host_mask));
         Self {
-            net: Ipv4Addr::new(10, 0, 2, 0),
-            prefix_len: 24,
-            gateway: Ipv4Addr::new(10, 0, 2, 2),
-            dns: Ipv4Addr::new(10, 0, 2, 3),
+            net: at(0),
+            prefix_len,
+            gateway: at(0x0202),
+            dns: at(0x0203),
             dns_upstreams: Vec::new(),
-            dhcp_start: Ipv4Addr::new(10, 0, 2, 15),
+            dhcp_start: at(if host_mask < 0x1f { 0x0204 } else { 0x020f }),
             hostname: None,
             domain: None,
             dns_search: Vec::new(),
@@ -56,19 +81,202 @@ impl Default for Config {
             pcap: None,
         }
     }
-}
 
-/// Why a configuration makes no network.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(pub String);
-
-impl Config {
     /// Checks that the parts fit together.
     ///
     /// # Errors
     /// One line that names the part that does not fit, and what would.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_net()?;
+        self.validate_addresses()?;
+        self.validate_names()?;
+        check((576..=65_520).contains(&self.mtu), || {
+            format!("an MTU of {} bytes is out of range: choose one from 576 to 65520", self.mtu)
+        })?;
+        for upstream in &self.dns_upstreams {
+            check(upstream.port() != 0 && !upstream.ip().is_unspecified(), || {
+                format!("{upstream} is no DNS server to ask: give an address and a port, such as 9.9.9.9:53")
+            })?;
+        }
+        self.forwards.iter().try_for_each(|rule| self.validate_forward(rule))
+    }
+
+    fn validate_net(&self) -> Result<(), ConfigError> {
+        let (net, prefix_len) = (self.net, self.prefix_len);
+        check((8..=29).contains(&prefix_len), || {
+            format!(
+                "a prefix of {prefix_len} bits is out of range: choose one from 8 to 29, such as {}/24",
+                Self::for_net(net, 24).net
+            )
+        })?;
+        let masked = Self::for_net(net, prefix_len).net;
+        check(net == masked, || {
+            format!("{net}/{prefix_len} is an address inside of a network: write {masked}/{prefix_len}")
+        })?;
+        let unusable = net.octets()[0] == 0 || net.is_loopback() || net.octets()[0] >= 224;
+        check(!unusable, || {
+            format!("guests cannot live on {net}/{prefix_len}: choose a private network, such as 10.0.2.0/24")
+        })
+    }
+
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        let own =
+            [("gateway", self.gateway), ("DNS server", self.dns), ("first DHCP address", self.dhcp_start)];
+        let defaults = Self::for_net(self.net, self.prefix_len);
+        let defaults = [defaults.gateway, defaults.dns, defaults.dhcp_start];
+        for (index, ((what, address), default)) in own.into_iter().zip(defaults).enumerate() {
+            check(self.has_host(address), || {
+                let (net, prefix_len) = (self.net, self.prefix_len);
+                format!(
+                    "the {what} {address} is no host's address in {net}/{prefix_len}: choose one, such as {default}"
+                )
+            })?;
+            if let Some((other, _)) = own.into_iter().take(index).find(|(_, taken)| *taken == address) {
+                return Err(ConfigError(format!(
+                    "{address} is both the {other} and the {what}: give each an address of its own"
+                )));
+            }
+        }
         Ok(())
+    }
+
+    fn validate_names(&self) -> Result<(), ConfigError> {
+        let names = [("host name", &self.hostname), ("domain", &self.domain)];
+        let names = names.into_iter().filter_map(|(what, name)| Some((what, name.as_ref()?)));
+        for (what, name) in names.chain(self.dns_search.iter().map(|name| ("search domain", name))) {
+            check(is_domain_name(name), || {
+                format!(
+                    "the {what} {name:?} is no name: use labels of up to 63 letters, digits and hyphens, \
+                     joined by dots, 253 in all"
+                )
+            })?;
+        }
+        // RFC 1035 §3.1: a length before each label and a zero at the end.
+        let search_len: usize = self.dns_search.iter().map(|name| name.trim_end_matches('.').len() + 2).sum();
+        check(search_len <= 255, || {
+            format!("the search domains take {search_len} bytes and DHCP has room for 255: name fewer")
+        })
+    }
+
+    fn validate_forward(&self, rule: &ForwardRule) -> Result<(), ConfigError> {
+        check(rule.guest_port != 0, || format!("{rule} has no guest port: choose one from 1 to 65535"))?;
+        let Some(guest) = rule.guest_addr else { return Ok(()) };
+        check(self.has_host(guest) && guest != self.gateway && guest != self.dns, || {
+            format!(
+                "{rule} forwards to {guest}, which no guest on {}/{} can have: choose another, such as {}",
+                self.net, self.prefix_len, self.dhcp_start
+            )
+        })
+    }
+
+    /// Whether an address is on the network and neither its own nor its broadcast address.
+    fn has_host(&self, address: Ipv4Addr) -> bool {
+        let host_mask = host_mask(self.prefix_len);
+        let host = address.to_bits() & host_mask;
+        address.to_bits() & !host_mask == self.net.to_bits() && host != 0 && host != host_mask
+    }
+}
+
+fn host_mask(prefix_len: u8) -> u32 {
+    u32::MAX.checked_shr(prefix_len.into()).unwrap_or(0)
+}
+
+fn check(fits: bool, otherwise: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if fits { Ok(()) } else { Err(ConfigError(otherwise())) }
+}
+
+/// RFC 1123 §2.1, and the underscore that service names have. A dot at the end is allowed.
+fn is_domain_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.len() <= 253
+        && name.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_qemus() {
+        let config = Config::default();
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(
+            [config.net, config.gateway, config.dns, config.dhcp_start].map(|address| address.to_string()),
+            ["10.0.2.0", "10.0.2.2", "10.0.2.3", "10.0.2.15"]
+        );
+    }
+
+    #[test]
+    fn every_size_of_network_has_fitting_addresses() {
+        for prefix_len in 8..=29 {
+            assert_eq!(
+                Config::for_net([10, 77, 3, 9].into(), prefix_len).validate(),
+                Ok(()),
+                "/{prefix_len}"
+            );
+        }
+        let addresses = |config: Config| (config.gateway.to_string(), config.dhcp_start.to_string());
+        let small = addresses(Config::for_net([192, 168, 9, 8].into(), 29));
+        assert_eq!(small, ("192.168.9.10".into(), "192.168.9.12".into()));
+        // What QEMU 7.2 makes of net=172.16.0.0/12.
+        let wide = addresses(Config::for_net([172, 16, 0, 0].into(), 12));
+        assert_eq!(wide, ("172.16.2.2".into(), "172.16.2.15".into()));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let refused = |words: &str, change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            let why = config.validate().expect_err(words).to_string();
+            assert!(why.contains(words), "{why}");
+            assert!(!why.contains('\n'), "{why}");
+        };
+        refused("8 to 29", |c| c.prefix_len = 7);
+        refused("8 to 29", |c| c.prefix_len = 30);
+        refused("8 to 29", |c| c.prefix_len = 255);
+        refused("write 10.0.2.0/24", |c| c.net = [10, 0, 2, 1].into());
+        refused("choose a private network", |c| *c = Config::for_net([127, 0, 0, 0].into(), 24));
+        refused("choose a private network", |c| *c = Config::for_net([224, 0, 0, 0].into(), 24));
+        refused("choose a private network", |c| *c = Config::for_net([0, 0, 0, 0].into(), 8));
+        refused("the gateway 10.0.3.2", |c| c.gateway = [10, 0, 3, 2].into());
+        refused("such as 10.0.2.2", |c| c.gateway = [10, 0, 2, 0].into());
+        refused("the DNS server 10.0.2.255", |c| c.dns = [10, 0, 2, 255].into());
+        refused("the first DHCP address 9.9.9.9", |c| c.dhcp_start = [9, 9, 9, 9].into());
+        refused("both the gateway and the DNS server", |c| c.dns = c.gateway);
+        refused("both the gateway and the first DHCP address", |c| c.dhcp_start = c.gateway);
+        refused("both the DNS server and the first DHCP address", |c| c.dhcp_start = c.dns);
+        refused("576 to 65520", |c| c.mtu = 575);
+        refused("576 to 65520", |c| c.mtu = 65_521);
+        refused("host name \"my host\"", |c| c.hostname = Some("my host".into()));
+        refused("domain \"\"", |c| c.domain = Some(String::new()));
+        refused("search domain \"a..b\"", |c| c.dns_search = vec!["good.example".into(), "a..b".into()]);
+        refused("search domain \"-a\"", |c| c.dns_search = vec!["-a".into()]);
+        refused("is no name", |c| c.dns_search = vec!["a".repeat(64)]);
+        refused("is no name", |c| c.dns_search = vec![["a".repeat(50).as_str(); 6].join(".")]);
+        refused("room for 255", |c| c.dns_search = (0..30).map(|n| format!("n{n}.example")).collect());
+        refused("9.9.9.9:0", |c| c.dns_upstreams = vec!["9.9.9.9:0".parse().unwrap()]);
+        refused("0.0.0.0:53", |c| c.dns_upstreams = vec!["0.0.0.0:53".parse().unwrap()]);
+        refused("10.0.2.2", |c| c.forwards = vec!["tcp::1-10.0.2.2:1".parse().unwrap()]);
+        refused("10.9.9.9", |c| c.forwards = vec!["tcp::1-10.9.9.9:1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn what_fits_passes() {
+        let config = Config {
+            hostname: Some("build-7".into()),
+            domain: Some("lab.example.".into()),
+            dns_search: vec!["lab.example".into(), "_tcp.example".into()],
+            mtu: 65_520,
+            forwards: vec!["tcp::1-10.0.2.99:1".parse().unwrap(), "udp::1-:1".parse().unwrap()],
+            dns_upstreams: vec!["[::1]:5353".parse().unwrap()],
+            ..Config::for_net([10, 0, 2, 0].into(), 24)
+        };
+        assert_eq!(config.validate(), Ok(()));
     }
 }

@@ -1,5 +1,16 @@
-//! Forwarded ports, in the grammar of QEMU's `hostfwd`.
+//! Forwarded ports, in the grammar of QEMU's `hostfwd`:
+//!
+//! ```text
+//! rule := ["tcp" | "udp"] ":" [host-address] ":" [host-port] "-" [guest-address] ":" guest-port
+//! ```
+//!
+//! Ports and the parts of addresses are numbers in any base that C knows (`22`, `0x16`, `026`), an
+//! address may have fewer than four parts as `inet_aton` takes it (`127.1`), and a host address may
+//! be an IPv6 one in brackets, which QEMU lacks. Stricter than QEMU in two places: nothing may
+//! follow an address (there, `127.0.0.1 x` passes), and a port beyond 65,535 is refused at any size
+//! (there, it wraps at 2³²).
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
@@ -12,22 +23,42 @@ pub enum ForwardProtocol {
     Udp,
 }
 
+impl fmt::Display for ForwardProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
 /// A host port to forward to a guest.
+///
+/// It is read from, and written as, a rule in the grammar of QEMU's `hostfwd`:
+///
+/// ```
+/// use usernet::ForwardRule;
+///
+/// let rule: ForwardRule = "tcp:127.1:10022-:22".parse()?;
+/// assert_eq!(rule.host_port, 10022);
+/// assert_eq!(rule.to_string(), "tcp:127.0.0.1:10022-:22");
+/// # Ok::<(), usernet::ParseForwardError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardRule {
-    /// The protocol.
+    /// The protocol; TCP where the rule names none.
     pub protocol: ForwardProtocol,
-    /// The host address to listen on.
+    /// The host address to listen on; 0.0.0.0 where the rule names none.
     pub host_addr: IpAddr,
-    /// The host port; 0: any free one.
+    /// The host port; 0, or none in the rule: any free one.
     pub host_port: u16,
-    /// The guest; `None`: the first address that DHCP gives out.
+    /// The guest; `None`, or 0.0.0.0 in the rule: the first address that DHCP gives out.
     pub guest_addr: Option<Ipv4Addr>,
     /// The guest's port. Never 0.
     pub guest_port: u16,
 }
 
-/// Why a rule is none.
+/// Why a rule is none: the part that is wrong and what is wanted there, on one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ParseForwardError(pub String);
@@ -35,7 +66,225 @@ pub struct ParseForwardError(pub String);
 impl FromStr for ForwardRule {
     type Err = ParseForwardError;
 
-    fn from_str(_rule: &str) -> Result<Self, Self::Err> {
-        Err(ParseForwardError(String::new()))
+    fn from_str(rule: &str) -> Result<Self, Self::Err> {
+        let (protocol, rest) = split(rule, ':', "the protocol")?;
+        let protocol = match protocol {
+            "tcp" | "" => ForwardProtocol::Tcp,
+            "udp" => ForwardProtocol::Udp,
+            other => return Err(wrong("protocol", other, "tcp or udp")),
+        };
+        let (host_addr, rest) = match rest.strip_prefix('[') {
+            Some(rest) => {
+                let (v6, rest) = split(rest, ']', "the IPv6 address")?;
+                let v6 =
+                    v6.parse().map_err(|_| wrong("host address", v6, "an IPv6 address in the brackets"))?;
+                (IpAddr::V6(v6), rest.strip_prefix(':').ok_or_else(|| missing(':', "the host address"))?)
+            }
+            None => {
+                let (v4, rest) = split(rest, ':', "the host address")?;
+                let wanted = "an IPv4 address, an IPv6 address in brackets, or nothing";
+                (IpAddr::V4(inet_aton(or_zero(v4)).ok_or_else(|| wrong("host address", v4, wanted))?), rest)
+            }
+        };
+        let (host_port, rest) = split(rest, '-', "the host port")?;
+        let host_port = parse_port(or_zero(host_port))
+            .ok_or_else(|| wrong("host port", host_port, "a number from 0 to 65535"))?;
+        let (guest_addr, guest_port) = split(rest, ':', "the guest address")?;
+        let guest_addr = inet_aton(or_zero(guest_addr))
+            .ok_or_else(|| wrong("guest address", guest_addr, "an IPv4 address, or nothing"))?;
+        let guest_port = parse_port(guest_port)
+            .filter(|port| *port > 0)
+            .ok_or_else(|| wrong("guest port", guest_port, "a number from 1 to 65535"))?;
+        let guest_addr = Some(guest_addr).filter(|address| !address.is_unspecified());
+        Ok(Self { protocol, host_addr, host_port, guest_addr, guest_port })
+    }
+}
+
+/// Writes the rule so that it reads back as the same one.
+impl fmt::Display for ForwardRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_addr {
+            IpAddr::V4(host) => write!(f, "{}:{host}:{}-", self.protocol, self.host_port)?,
+            IpAddr::V6(host) => write!(f, "{}:[{host}]:{}-", self.protocol, self.host_port)?,
+        }
+        if let Some(guest) = self.guest_addr {
+            write!(f, "{guest}")?;
+        }
+        write!(f, ":{}", self.guest_port)
+    }
+}
+
+fn split<'a>(text: &'a str, separator: char, part: &str) -> Result<(&'a str, &'a str), ParseForwardError> {
+    text.split_once(separator).ok_or_else(|| missing(separator, part))
+}
+
+fn missing(separator: char, part: &str) -> ParseForwardError {
+    ParseForwardError(format!(
+        "there is no '{separator}' after {part}; a rule is PROTOCOL:[HOST-ADDR]:HOST-PORT-[GUEST-ADDR]:GUEST-PORT, \
+         such as tcp:127.0.0.1:10022-:22"
+    ))
+}
+
+fn wrong(part: &str, got: &str, wanted: &str) -> ParseForwardError {
+    // Debug keeps the message on one line, whatever is in the rule.
+    ParseForwardError(format!("the {part} {got:?} must be {wanted}"))
+}
+
+/// An empty part of a rule stands for 0: the address of nobody in particular, or any port.
+fn or_zero(part: &str) -> &str {
+    if part.is_empty() { "0" } else { part }
+}
+
+/// A port as C's `strtol` with base 0 reads it: blanks and one plus sign may come first.
+fn parse_port(text: &str) -> Option<u16> {
+    let text = text.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
+    u16::try_from(parse_number(text.strip_prefix('+').unwrap_or(text))?).ok()
+}
+
+/// An IPv4 address of one to four parts, the last of which fills all bytes that are left.
+fn inet_aton(text: &str) -> Option<Ipv4Addr> {
+    let parts = text.split('.').map(parse_number).collect::<Option<Vec<u32>>>()?;
+    let (last, leading) = parts.split_last()?;
+    let mut address = 0;
+    let mut bits = 32;
+    for part in leading {
+        bits = u32::checked_sub(bits, 8).filter(|bits| *bits > 0)?;
+        address |= u32::from(u8::try_from(*part).ok()?) << bits;
+    }
+    (u64::from(*last) < 1 << bits).then(|| Ipv4Addr::from(address | last))
+}
+
+/// A number in the base that its prefix says: `0x` hexadecimal, `0` octal, else decimal.
+fn parse_number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => (hex, 16),
+        None if text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    // from_str_radix would take a sign.
+    if !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return None;
+    }
+    u32::from_str_radix(digits, radix).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(rule: &str) -> Result<ForwardRule, String> {
+        rule.parse().map_err(|ParseForwardError(why)| why)
+    }
+
+    #[test]
+    fn what_qemu_takes_is_taken() {
+        for (rule, canonical) in [
+            ("tcp:127.0.0.1:10022-:22", "tcp:127.0.0.1:10022-:22"),
+            ("udp::5353-10.0.2.15:53", "udp:0.0.0.0:5353-10.0.2.15:53"),
+            ("::8080-:80", "tcp:0.0.0.0:8080-:80"),
+            ("tcp::0-:22", "tcp:0.0.0.0:0-:22"),
+            ("tcp::-:22", "tcp:0.0.0.0:0-:22"),
+            ("tcp::65535-:65535", "tcp:0.0.0.0:65535-:65535"),
+            ("tcp::0x1F90-:0X16", "tcp:0.0.0.0:8080-:22"),
+            ("tcp::010-:026", "tcp:0.0.0.0:8-:22"),
+            ("tcp:: 8080-: +22", "tcp:0.0.0.0:8080-:22"),
+            ("tcp:127.1:1-:1", "tcp:127.0.0.1:1-:1"),
+            ("tcp:127.2.3:1-:1", "tcp:127.2.0.3:1-:1"),
+            ("tcp:0x7f.0x10.1:1-:1", "tcp:127.16.0.1:1-:1"),
+            ("tcp:2130706433:1-:1", "tcp:127.0.0.1:1-:1"),
+            ("tcp:4294967295:1-:1", "tcp:255.255.255.255:1-:1"),
+            ("tcp:0177.1:1-012.0.2.017:1", "tcp:127.0.0.1:1-10.0.2.15:1"),
+            ("tcp::8080-0.0.0.0:22", "tcp:0.0.0.0:8080-:22"),
+            ("tcp::8080-0:22", "tcp:0.0.0.0:8080-:22"),
+        ] {
+            assert_eq!(parse(rule).map(|rule| rule.to_string()), Ok(canonical.to_owned()), "{rule}");
+        }
+    }
+
+    #[test]
+    fn ipv6_host_addresses_stand_in_brackets() {
+        let rule = parse("tcp:[::1]:8080-:80").unwrap();
+        assert_eq!(rule.host_addr, IpAddr::V6(Ipv6Addr::LOCALHOST));
+        assert_eq!((rule.host_port, rule.guest_port), (8080, 80));
+        assert_eq!(parse("udp:[::]:1-:1").unwrap().to_string(), "udp:[::]:1-:1");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (rule, part) in [
+            ("", "after the protocol"),
+            ("8080", "after the protocol"),
+            ("tcp:8080", "after the host address"),
+            ("tcp::8080", "after the host port"),
+            ("tcp::8080-10.0.2.15", "after the guest address"),
+            ("tcp:[::1:8080-:80", "after the IPv6 address"),
+            ("tcp:[::1]8080-:80", "after the host address"),
+            ("TCP::8080-:22", "protocol \"TCP\""),
+            ("sctp::8080-:22", "protocol"),
+            ("tcp:8080-:22", "host address \"8080-\""),
+            ("tcp:localhost:8080-:22", "host address"),
+            ("tcp: 127.0.0.1:8080-:22", "host address"),
+            ("tcp:127.0.0.1 x:8080-:22", "host address"),
+            ("tcp:127.0.0.1.:8080-:22", "host address"),
+            ("tcp:1.2.3.4.5:8080-:22", "host address"),
+            ("tcp:127..1:8080-:22", "host address"),
+            ("tcp:127.08.1:8080-:22", "host address"),
+            ("tcp:127.0x.1:8080-:22", "host address"),
+            ("tcp:127.0.0.256:8080-:22", "host address"),
+            ("tcp:256.1:8080-:22", "host address"),
+            ("tcp:127.16777216:8080-:22", "host address"),
+            ("tcp:4294967296:8080-:22", "host address"),
+            ("tcp:[::g]:8080-:22", "host address"),
+            ("tcp:[127.0.0.1]:8080-:22", "host address"),
+            ("tcp::65536-:22", "host port"),
+            ("tcp::4294967376-:22", "host port"),
+            ("tcp::08-:22", "host port"),
+            ("tcp::0x-:22", "host port"),
+            ("tcp::8080 -:22", "host port"),
+            ("tcp::+ 8080-:22", "host port"),
+            ("tcp::http-:22", "host port"),
+            ("tcp::8080-guest:22", "guest address"),
+            ("tcp::8080-[::1]:22", "guest address"),
+            ("tcp::8080-:", "guest port"),
+            ("tcp::8080-:0", "guest port"),
+            ("tcp::8080-:-1", "guest port"),
+            ("tcp::8080-:65536", "guest port"),
+            ("tcp::8080-:22 ", "guest port"),
+            ("tcp::8080-:22-:33", "guest port"),
+            ("tcp::8080-:22\n\n", "guest port"),
+        ] {
+            let why = parse(rule).expect_err(rule);
+            assert!(why.contains(part), "{rule:?}: {why}");
+            assert!(!why.contains('\n'), "{rule:?}: {why}");
+        }
+    }
+
+    fn any_rule() -> impl Strategy<Value = ForwardRule> {
+        let guest_addr = proptest::option::of((1u32..).prop_map(Ipv4Addr::from));
+        (any::<bool>(), any::<IpAddr>(), any::<u16>(), guest_addr, 1u16..).prop_map(
+            |(tcp, host_addr, host_port, guest_addr, guest_port)| ForwardRule {
+                protocol: if tcp { ForwardProtocol::Tcp } else { ForwardProtocol::Udp },
+                host_addr,
+                host_port,
+                guest_addr,
+                guest_port,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_rule_reads_back_as_itself(rule in any_rule()) {
+            prop_assert_eq!(parse(&rule.to_string()), Ok(rule));
+        }
+
+        #[test]
+        fn no_text_panics(text in "[tcpud]{0,3}:?\\PC{0,6}[:\\[\\]]?[0-9a-fxX.]{0,12}-?\\PC{0,8}:?[0-9]{0,11}") {
+            let _ = parse(&text);
+        }
     }
 }
