@@ -1,0 +1,135 @@
+//! A guest program that says exactly what it sees: addresses, bytes and errors.
+//!
+//! It runs in namespace guests and, with its libraries, in QEMU guests.
+
+#![expect(
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a program of the tests' own"
+)]
+
+use std::env;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use usernet_tests::{Noise, sha256};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn main() {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let result = match *arguments.as_slice() {
+        ["connect", peer] => connect(peer),
+        ["udp", peer, text] => udp(peer, text),
+        ["send", peer, seed, length] => send(peer, seed.parse().unwrap(), length.parse().unwrap()),
+        ["receive-then-send", peer, seed, length] => {
+            receive_then_send(peer, seed.parse().unwrap(), length.parse().unwrap())
+        }
+        ["ask", peer, message] => ask(peer, message),
+        ["hold", peer, count] => hold(peer, count.parse().unwrap()),
+        ["echo", port] => echo(port.parse().unwrap()),
+        ["echo-udp", port] => echo_udp(port.parse().unwrap()),
+        _ => panic!("usage: see this file's main"),
+    };
+    if let Err(error) = result {
+        println!("{:?}", error.kind());
+        std::process::exit(1);
+    }
+}
+
+/// Says whether a connection can be had.
+fn connect(peer: &str) -> io::Result<()> {
+    dial(peer)?;
+    println!("connected");
+    Ok(())
+}
+
+/// Sends one datagram and prints the answer and who it came from.
+fn udp(peer: &str, text: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(peer)?;
+    socket.send(text.as_bytes())?;
+    let mut buffer = vec![0; 1 << 16];
+    let length = socket.recv(&mut buffer)?;
+    println!("{}", String::from_utf8_lossy(&buffer[..length]));
+    Ok(())
+}
+
+/// Sends bytes, ends its own direction, and prints what comes after.
+fn send(peer: &str, seed: u64, length: u64) -> io::Result<()> {
+    let mut stream = dial(peer)?;
+    io::copy(&mut Noise::new(seed).take(length), &mut stream)?;
+    stream.shutdown(Shutdown::Write)?;
+    io::copy(&mut stream, &mut io::stdout())?;
+    println!();
+    Ok(())
+}
+
+/// Prints what comes up to the peer's end, and only then sends bytes.
+fn receive_then_send(peer: &str, seed: u64, length: u64) -> io::Result<()> {
+    let mut stream = dial(peer)?;
+    io::copy(&mut stream, &mut io::stdout())?;
+    io::copy(&mut Noise::new(seed).take(length), &mut stream)?;
+    Ok(())
+}
+
+/// Sends the bytes of a hexadecimal text over TCP and prints the SHA-256 of the answer.
+fn ask(peer: &str, message: &str) -> io::Result<()> {
+    let mut stream = dial(peer)?;
+    let bytes = message.as_bytes().chunks(2).map(|byte| str::from_utf8(byte).unwrap());
+    let bytes: Vec<_> = bytes.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    stream.write_all(&bytes)?;
+    stream.shutdown(Shutdown::Write)?;
+    println!("{}", sha256(stream)?);
+    Ok(())
+}
+
+/// Opens connections, says so, and holds them until it is killed.
+fn hold(peer: &str, count: usize) -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })?;
+    let streams = (0..count).map(|_| dial(peer)).collect::<io::Result<Vec<_>>>()?;
+    println!("holding {}", streams.len());
+    std::thread::park();
+    drop(streams);
+    Ok(())
+}
+
+/// Accepts connections, says who they come from, and echoes what they send.
+fn echo(port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    println!("listening");
+    for stream in listener.incoming() {
+        let stream = stream?;
+        println!("from {}", stream.peer_addr()?.ip());
+        std::thread::spawn(move || {
+            let _ = io::copy(&mut &stream, &mut &stream);
+            stream.shutdown(Shutdown::Write)
+        });
+    }
+    Ok(())
+}
+
+/// Echoes datagrams.
+fn echo_udp(port: u16) -> io::Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", port))?;
+    println!("listening");
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        println!("from {}", from.ip());
+        socket.send_to(&buffer[..length], from)?;
+    }
+}
+
+fn dial(peer: &str) -> io::Result<TcpStream> {
+    let peer: SocketAddr = peer.parse().map_err(io::Error::other)?;
+    let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}

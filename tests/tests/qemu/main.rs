@@ -1,0 +1,3 @@
+//! Real virtual machines on the network, by QEMU's `-netdev stream`.
+
+mod lab;
