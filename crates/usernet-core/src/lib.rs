@@ -1,10 +1,12 @@
 //! The user network itself, sans-IO.
 #![forbid(unsafe_code)]
 
+pub mod dhcp;
 pub mod drops;
 pub mod frame;
 pub mod host;
 pub mod offload;
+pub mod port;
 pub mod tcp;
 pub mod time;
 pub mod wire;

@@ -1,0 +1,14 @@
+//! A guest's place on the switch.
+
+use std::fmt;
+
+/// The number of a port of the switch, which stands for one guest. Every key in the core begins with
+/// it, so that guests with equal addresses are never taken for one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u32);
+
+impl fmt::Display for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
