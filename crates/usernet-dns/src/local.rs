@@ -1,0 +1,174 @@
+//! Names that never go upstream: the network's own zone, the host's hosts file, localhost.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::{PTR, SOA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+
+use crate::answer::Answer;
+use crate::follow::Followed;
+use crate::locked;
+use crate::query::Query;
+
+/// How long guests may keep these answers, in seconds: leases come and go.
+const TTL: u32 = 5;
+
+pub(crate) struct Local {
+    zone: Name,
+    gateway_name: Name,
+    gateway: IpAddr,
+    hosts: Followed<Names>,
+    leases: Mutex<Names>,
+}
+
+/// Names and addresses, both ways.
+#[derive(Default)]
+pub(crate) struct Names {
+    addresses: HashMap<Name, Vec<IpAddr>>,
+    /// Keyed by the name under `in-addr.arpa` or `ip6.arpa`.
+    names: HashMap<Name, Name>,
+}
+
+impl Local {
+    /// `None` when `zone` is not a domain name.
+    pub(crate) fn new(zone: &str, gateway: Ipv4Addr, hosts: PathBuf) -> Option<Self> {
+        let zone = absolute(zone).filter(|zone| !zone.is_root())?;
+        Some(Self {
+            gateway_name: zone.prepend_label("gateway").ok()?,
+            zone,
+            gateway: gateway.into(),
+            hosts: Followed::new(hosts, parse_hosts),
+            leases: Mutex::default(),
+        })
+    }
+
+    /// Replaces the names of guests.
+    pub(crate) fn set_leases(&self, hosts: Vec<(String, IpAddr)>) {
+        let mut names = Names::default();
+        for (host, address) in hosts {
+            let Some(name) = host_label(&host).and_then(|label| self.zone.prepend_label(label).ok()) else {
+                continue;
+            };
+            // A guest that takes another's name does not get its connections.
+            let taken = |held: &Vec<IpAddr>| held.iter().any(|held| held.is_ipv4() == address.is_ipv4());
+            if !names.addresses.get(&name).is_some_and(taken) {
+                names.add(name, address);
+            }
+        }
+        *locked(&self.leases) = names;
+    }
+
+    /// The answer, when the question is a local matter.
+    pub(crate) fn answer(&self, query: &Query) -> Option<Answer> {
+        let in_zone = self.zone.zone_of(&query.name);
+        let Some(mut data) = self.find(&query.name) else {
+            return in_zone.then(|| {
+                Answer::local(query, ResponseCode::NXDomain, Vec::new(), vec![self.start_of_authority()])
+            });
+        };
+        // A name that exists never gives NXDOMAIN: its other types would be disbelieved too (RFC 8020).
+        data.retain(|data| {
+            matches!(query.class, DNSClass::IN | DNSClass::ANY)
+                && (query.record_type == data.record_type() || query.record_type == RecordType::ANY)
+        });
+        let authorities =
+            if data.is_empty() && in_zone { vec![self.start_of_authority()] } else { Vec::new() };
+        let answers =
+            data.into_iter().map(|data| Record::from_rdata(query.name.clone(), TTL, data)).collect();
+        Some(Answer::local(query, ResponseCode::NoError, answers, authorities))
+    }
+
+    /// All data of a name; `None` when it is not known here.
+    fn find(&self, name: &Name) -> Option<Vec<RData>> {
+        // RFC 6761 §6.3.
+        if name.is_localhost() {
+            return Some(addresses([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]));
+        }
+        if *name == self.zone {
+            return Some(vec![self.start_of_authority().data]);
+        }
+        if *name == self.gateway_name {
+            return Some(addresses([self.gateway]));
+        }
+        let hosts = self.hosts.current();
+        let leases = locked(&self.leases);
+        if let Some(found) = hosts.addresses.get(name).or_else(|| leases.addresses.get(name)) {
+            // The host's loopback is not the guest's: there the host is the gateway.
+            let as_seen = |&address: &IpAddr| if address.is_loopback() { self.gateway } else { address };
+            return Some(addresses(found.iter().map(as_seen)));
+        }
+        let owner = if *name == Name::from(self.gateway) {
+            self.gateway_name.clone()
+        } else if [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].map(IpAddr::into).contains(name) {
+            absolute("localhost")?
+        } else {
+            hosts.names.get(name).or_else(|| leases.names.get(name))?.clone()
+        };
+        Some(vec![RData::PTR(PTR(owner))])
+    }
+
+    fn start_of_authority(&self) -> Record {
+        // RFC 2606: a mailbox that cannot be.
+        let mailbox = absolute("nobody.invalid").unwrap_or_default();
+        let soa = SOA::new(self.gateway_name.clone(), mailbox, 1, 3600, 600, 86_400, TTL);
+        Record::from_rdata(self.zone.clone(), TTL, RData::SOA(soa))
+    }
+}
+
+impl Names {
+    /// Adds an address to a name. The first name of an address is the one that it leads back to.
+    fn add(&mut self, name: Name, address: IpAddr) {
+        if !address.is_loopback()
+            && let Entry::Vacant(free) = self.names.entry(address.into())
+        {
+            free.insert(name.clone());
+        }
+        self.addresses.entry(name).or_default().push(address);
+    }
+}
+
+/// Reads hosts(5).
+pub(crate) fn parse_hosts(text: &str) -> Names {
+    let mut names = Names::default();
+    for line in text.lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
+        let Some(Ok(address)) = words.next().map(str::parse) else { continue };
+        for name in words.filter_map(absolute) {
+            names.add(name, address);
+        }
+    }
+    names
+}
+
+fn absolute(name: &str) -> Option<Name> {
+    let mut name = Name::from_ascii(name).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+/// The first label of what a guest says it is called, when it is a host name (RFC 1123 §2.1, and `_`).
+fn host_label(name: &str) -> Option<&str> {
+    let label = name.split('.').next()?;
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    ((1..=63).contains(&label.len()) && label.bytes().all(fits)).then_some(label)
+}
+
+/// Address records, each once.
+fn addresses(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<RData> {
+    let mut records = Vec::new();
+    for address in addresses {
+        let record = match address {
+            IpAddr::V4(address) => RData::A(address.into()),
+            IpAddr::V6(address) => RData::AAAA(address.into()),
+        };
+        if !records.contains(&record) {
+            records.push(record);
+        }
+    }
+    records
+}
