@@ -131,6 +131,7 @@ fn refused(answer: &Answer) -> &str {
     assert_eq!(answer.reply.to, Destination::Broadcast);
     assert_eq!(answer.reply.grant, None);
     assert_eq!((answer.address(), answer.message.siaddr()), (Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED));
+    assert_eq!(answer.message.ciaddr(), Ipv4Addr::UNSPECIFIED);
     assert_eq!(answer.codes(), [53, 54, 56]);
     match answer.message.opts().get(C::Message) {
         Some(O::Message(why)) => why,
@@ -470,7 +471,7 @@ fn firmware_and_operating_system_share_an_address() {
     let mut server = server();
     assert_eq!(join(&mut server, ONE, MAC, T0), ip(15));
     let says_mac = [&[1], &MAC[..]].concat();
-    assert_eq!(ask(&mut server, ONE, &discover(MAC).id(&says_mac), T0).address(), ip(15));
+    assert_eq!(ask(&mut server, ONE, &selecting(MAC, ip(15)).id(&says_mac), T0).address(), ip(15));
     let duid = ask(&mut server, ONE, &selecting(MAC, ip(15)).id(b"\xff\0duid"), T0);
     assert_eq!(duid.kind(), Some(T::Ack));
     assert_eq!(server.lease_of(ip(15), T0).unwrap().client_id.as_deref(), Some(&b"\xff\0duid"[..]));
