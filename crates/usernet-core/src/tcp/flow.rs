@@ -211,7 +211,12 @@ impl TcpFlow {
     ///
     /// # Errors
     /// Why the segment, or its payload, was dropped. The flow goes on.
-    pub fn handle_segment(&mut self, seg: &TcpHeader, len: usize, now: Instant) -> Result<Accept, DropReason> {
+    pub fn handle_segment(
+        &mut self,
+        seg: &TcpHeader,
+        len: usize,
+        now: Instant,
+    ) -> Result<Accept, DropReason> {
         let len = u32::try_from(len).map_err(|_| DropReason::TcpHeader)?;
         match self.state {
             State::Connecting => self.segment_connecting(seg),
@@ -314,7 +319,8 @@ impl TcpFlow {
             Acked::Bytes(bytes) => self.bytes_in += u64::from(bytes),
             Acked::Nothing => {}
         }
-        let accept = if self.rcv.fin_received { Ok(Accept::Nothing) } else { self.rcv.handle_payload(seg, len) };
+        let accept =
+            if self.rcv.fin_received { Ok(Accept::Nothing) } else { self.rcv.handle_payload(seg, len) };
         self.take_fin();
         self.check_finished(now);
         accept
@@ -464,6 +470,10 @@ impl TcpFlow {
             PeekEnd::Empty | PeekEnd::Eof => {}
         }
         if len == 0 {
+            if end != PeekEnd::LinkFull && !self.snd.is_new(seq) {
+                // Bytes that were there are gone: the host end no longer keeps its word.
+                self.host_failed(HostError::Reset);
+            }
             return None;
         }
         self.snd.peeked(seq, len, now);
@@ -725,6 +735,11 @@ impl TcpFlow {
     /// The peer's port, as the guest sees it.
     pub fn peer_port(&self) -> u16 {
         self.peer_port
+    }
+
+    /// Payload bytes of a full segment to the guest.
+    pub fn segment(&self) -> u16 {
+        self.snd.mss
     }
 
     /// The position of the guest's SYN.

@@ -20,10 +20,6 @@ impl<const N: usize> Ranges<N> {
         self.ranges.iter().take(usize::from(self.len)).copied()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     pub(super) fn first(&self) -> Option<(SeqNumber, SeqNumber)> {
         self.iter().next()
     }

@@ -102,7 +102,9 @@ impl Receiver {
     /// Sorts out the payload and FIN of an acceptable segment.
     pub(super) fn handle_payload(&mut self, seg: &TcpHeader, len: u32) -> Result<Accept, DropReason> {
         let seg_end = seg.seq + len;
-        if seg.flags.contains(TcpFlags::FIN) && self.fin.is_none() && seg_end <= self.rcv_adv.later(self.rcv_nxt)
+        if seg.flags.contains(TcpFlags::FIN)
+            && self.fin.is_none()
+            && seg_end <= self.rcv_adv.later(self.rcv_nxt)
         {
             self.fin = Some(seg_end);
         }

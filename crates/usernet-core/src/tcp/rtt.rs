@@ -62,6 +62,7 @@ impl RttEstimator {
     /// When to probe for a lost tail (RFC 8985 §7.2: twice the smoothed round trip). At least 10 ms,
     /// so that a guest that is not scheduled for a moment is not probed.
     pub(super) fn probe_timeout(&self) -> Duration {
-        Duration::from_micros(u64::from(self.srtt.map_or(self.rto, |srtt| srtt * 2)).max(10_000)).min(self.rto())
+        Duration::from_micros(u64::from(self.srtt.map_or(self.rto, |srtt| srtt * 2)).max(10_000))
+            .min(self.rto())
     }
 }

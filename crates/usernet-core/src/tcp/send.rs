@@ -251,7 +251,11 @@ impl Sender {
                 self.cwnd = (self.cwnd + u32::try_from(step).unwrap_or(0)).min(MAX_CWND);
             }
         }
-        if self.in_flight() { self.arm(now) } else { self.timer = None }
+        if self.in_flight() {
+            self.arm(now)
+        } else {
+            self.timer = None
+        }
         self.detect_loss(now);
         Acked::Bytes(data_acked)
     }
@@ -523,5 +527,4 @@ impl Sender {
     pub(super) fn take_window_probe(&mut self) -> bool {
         std::mem::take(&mut self.window_probe_due)
     }
-
 }

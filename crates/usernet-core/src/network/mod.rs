@@ -1,0 +1,434 @@
+//! The network: what is done with every frame of every guest.
+//!
+//! The driver hands in frames ([`Network::handle_frame`]), what happened on the host, and time; it
+//! does what the [`Verdict`] says with the frame's bytes, then drains [`Network::poll_output`] until
+//! `None` and calls [`Network::handle_timeout`] at [`Network::poll_timeout`]. The same inputs give
+//! the same outputs.
+
+mod action;
+mod config;
+mod ping;
+mod switch;
+mod tcp;
+mod udp;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
+
+pub use action::{DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
+pub use config::{Config, Limits};
+pub use ping::PingFlow;
+pub use switch::Port;
+pub use tcp::TcpEntry;
+pub use udp::{UdpFlow, UdpKind};
+
+use crate::dhcp;
+use crate::drops::{DropReason, Drops};
+use crate::frame::FrameBytes;
+use crate::offload::Offload;
+use crate::port::PortId;
+use crate::table::{FlowId, FlowKind, FlowTable};
+use crate::time::Instant;
+use crate::wheel::TimerWheel;
+use crate::wire::{
+    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, EthernetHeader, IcmpError, IpHeader, MacAddr,
+    PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP,
+};
+use config::{Place, gateway_mac};
+use switch::{Neighbour, Switch};
+
+/// Headers are copied once, at most this many bytes: guest memory can change under us. Ethernet, an
+/// IPv4 and a TCP header with all options take 134; what is left is quoted in ICMP errors.
+const HEAD_LEN: usize = 256;
+/// A DHCP message is never longer (RFC 2131 §2 asks for 548 bytes at least).
+const MAX_DHCP_LEN: usize = 2048;
+/// The port of flows whose guest has not been found yet.
+const NOWHERE: PortId = PortId(u32::MAX);
+
+/// A network: sans-IO, for one driver.
+pub struct Network {
+    config: Config,
+    mac: MacAddr,
+    switch: Switch,
+    dhcp: dhcp::Server,
+    tcp: FlowTable<TcpEntry>,
+    udp: FlowTable<UdpFlow>,
+    ping: FlowTable<PingFlow>,
+    wheel: TimerWheel<FlowId>,
+    due: Vec<FlowId>,
+    drops: Drops,
+    outputs: VecDeque<Output>,
+    /// TCP flows whose outputs are to be drained.
+    dirty: VecDeque<FlowId>,
+}
+
+/// A guest's packet on its way through the network.
+struct Packet<'a> {
+    port: PortId,
+    mac: MacAddr,
+    ip: IpHeader,
+    /// The start of the frame.
+    head: &'a [u8],
+    /// Where in the frame the IP header starts.
+    ip_at: usize,
+    /// Where in the frame the transport header and its payload lie.
+    transport: Range<usize>,
+}
+
+impl Packet<'_> {
+    /// As much of the transport header and payload as was copied.
+    fn transport_head(&self) -> &[u8] {
+        let end = self.transport.end.min(self.head.len());
+        self.head.get(self.transport.start..end).unwrap_or_default()
+    }
+
+    /// What an ICMP error quotes.
+    fn quote(&self) -> &[u8] {
+        let end = self.transport.end.min(self.head.len());
+        self.head.get(self.ip_at..end).unwrap_or_default()
+    }
+}
+
+impl Network {
+    /// A network without guests.
+    pub fn new(config: Config) -> Self {
+        let seed = config.seed;
+        Self {
+            mac: gateway_mac(config.gateway),
+            switch: Switch::default(),
+            dhcp: dhcp::Server::new(config.dhcp.clone()),
+            tcp: FlowTable::new(FlowKind::Tcp, seed),
+            udp: FlowTable::new(FlowKind::Udp, seed),
+            ping: FlowTable::new(FlowKind::Ping, seed),
+            wheel: TimerWheel::default(),
+            due: Vec::new(),
+            drops: Drops::default(),
+            outputs: VecDeque::new(),
+            dirty: VecDeque::new(),
+            config,
+        }
+    }
+
+    // --- guests ------------------------------------------------------------------------------
+
+    /// Plugs a guest in. `port` is a number that no other guest has or had, and not `u32::MAX`.
+    pub fn add_port(&mut self, port: PortId) {
+        self.switch.add(port);
+    }
+
+    /// Takes a guest off the network: its host peers see resets, its addresses become free.
+    pub fn remove_port(&mut self, port: PortId) {
+        for flow in self.tcp.of_port(port) {
+            if let Some(entry) = self.tcp.get_mut(flow) {
+                entry.flow.tcp.handle_guest_gone();
+                self.mark_dirty(flow);
+            }
+        }
+        for flow in self.udp.of_port(port) {
+            self.close_udp(flow);
+        }
+        for flow in self.ping.of_port(port) {
+            self.close_ping(flow);
+        }
+        self.dhcp.port_gone(port);
+        self.switch.remove(port);
+        self.outputs.push_back(Output::LeasesChanged);
+    }
+
+    /// Leases an address to a guest that will not ask by DHCP.
+    ///
+    /// # Errors
+    /// [`DropReason::DhcpExhausted`] when the pool, or what one port may hold, is used up.
+    pub fn lease(
+        &mut self,
+        port: PortId,
+        mac: MacAddr,
+        hostname: Option<&str>,
+        now: Instant,
+    ) -> Result<Ipv4Addr, DropReason> {
+        let grant = self.dhcp.lease(port, mac.0, hostname, now)?;
+        self.granted(port, mac, grant);
+        Ok(grant.address)
+    }
+
+    /// The leases that have not run out.
+    pub fn leases(&self, now: Instant) -> impl Iterator<Item = &dhcp::Lease> {
+        self.dhcp.leases(now)
+    }
+
+    /// The guests.
+    pub fn ports(&self) -> impl Iterator<Item = (PortId, &Port)> {
+        self.switch.ports.iter().map(|(id, port)| (*id, port))
+    }
+
+    /// The drops of all guests, those that went included.
+    pub fn drops(&self) -> &Drops {
+        &self.drops
+    }
+
+    /// The TCP flows.
+    pub fn tcp_flows(&self) -> &FlowTable<TcpEntry> {
+        &self.tcp
+    }
+
+    /// The UDP flows.
+    pub fn udp_flows(&self) -> &FlowTable<UdpFlow> {
+        &self.udp
+    }
+
+    /// The ping flows.
+    pub fn ping_flows(&self) -> &FlowTable<PingFlow> {
+        &self.ping
+    }
+
+    /// The port of a flow's guest; none when the flow is no more or its guest not found yet.
+    pub fn port_of(&self, flow: FlowId) -> Option<PortId> {
+        let port = match flow.kind {
+            FlowKind::Tcp => self.tcp.get(flow)?.key.port,
+            FlowKind::Udp => self.udp.get(flow)?.key.port,
+            FlowKind::Ping => self.ping.get(flow)?.key.port,
+        };
+        (port != NOWHERE).then_some(port)
+    }
+
+    /// Tells the core the host's own addresses, which matter without `host_loopback`.
+    pub fn set_host_addrs(&mut self, addrs: Vec<IpAddr>) {
+        self.config.host_addrs = addrs;
+    }
+
+    /// Counts a drop that the driver has to report.
+    pub fn count_drop(&mut self, port: PortId, reason: DropReason) {
+        self.drops.count(reason);
+        if let Some(port) = self.switch.ports.get_mut(&port) {
+            port.drops.count(reason);
+        }
+    }
+
+    // --- frames ------------------------------------------------------------------------------
+
+    /// Decides on a frame that came from a guest.
+    pub fn handle_frame<F: FrameBytes + ?Sized>(&mut self, port: PortId, frame: &F, now: Instant) -> Verdict {
+        if let Some(port) = self.switch.ports.get_mut(&port) {
+            port.rx_frames += 1;
+            port.rx_bytes += frame.len() as u64;
+        }
+        let mut head = [0; HEAD_LEN];
+        let len = frame.copy_to(0, &mut head);
+        match self.carry(port, head.get(..len).unwrap_or_default(), frame, now) {
+            Ok(verdict) => verdict,
+            Err(reason) => {
+                self.count_drop(port, reason);
+                Verdict::Dropped(reason)
+            }
+        }
+    }
+
+    fn carry<F: FrameBytes + ?Sized>(
+        &mut self,
+        port: PortId,
+        head: &[u8],
+        frame: &F,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        let (ethernet, rest) = EthernetHeader::parse(head)?;
+        if ethernet.src.is_multicast() || ethernet.src == self.mac {
+            return Err(DropReason::SourceMac);
+        }
+        self.switch.learn_mac(port, ethernet.src, &self.config.limits);
+        let ours = ethernet.dst == self.mac;
+        if !ours && !ethernet.dst.is_multicast() {
+            return match self.switch.port_of(ethernet.dst) {
+                Some(to) if to != port => Ok(Verdict::Relay(to)),
+                _ => Err(DropReason::UnknownMac),
+            };
+        }
+        match ethernet.ethertype {
+            ETHERTYPE_ARP => self.handle_arp(port, rest, ours),
+            ETHERTYPE_IPV4 => {
+                let available = frame.len() - ETHERNET_HEADER_LEN;
+                let (ip, header_len, transport_len) = IpHeader::parse_v4(rest, available)?;
+                let start = ETHERNET_HEADER_LEN + header_len;
+                let packet = Packet {
+                    port,
+                    mac: ethernet.src,
+                    ip,
+                    head,
+                    ip_at: ETHERNET_HEADER_LEN,
+                    transport: start..start + transport_len,
+                };
+                self.handle_ip(&packet, frame, ours, now)
+            }
+            _ if !ours => self.flood(DropReason::EtherType),
+            _ => Err(DropReason::EtherType),
+        }
+    }
+
+    /// What goes to a group goes to the other guests; with none, it is dropped for `reason`.
+    fn flood(&self, reason: DropReason) -> Result<Verdict, DropReason> {
+        if self.switch.ports.len() > 1 { Ok(Verdict::Flood) } else { Err(reason) }
+    }
+
+    fn handle_arp(&mut self, port: PortId, bytes: &[u8], ours: bool) -> Result<Verdict, DropReason> {
+        let arp = Arp::parse(bytes)?;
+        let sender = IpAddr::V4(arp.sender);
+        if self.config.contains(sender) && !self.config.is_ours(sender) {
+            self.learn_address(sender, Neighbour { port, mac: arp.sender_mac });
+        }
+        if arp.request && self.config.is_ours(IpAddr::V4(arp.target)) {
+            let reply = Arp { request: false, sender_mac: self.mac, sender: arp.target, target: arp.sender };
+            self.send_frame(port, reply.frame(arp.sender_mac));
+            return Ok(Verdict::Done);
+        }
+        if ours { Ok(Verdict::Done) } else { self.flood(DropReason::NoSuchGuest).or(Ok(Verdict::Done)) }
+    }
+
+    fn handle_ip<F: FrameBytes + ?Sized>(
+        &mut self,
+        packet: &Packet<'_>,
+        frame: &F,
+        ours: bool,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        if packet.ip.fragment {
+            return Err(DropReason::Fragment);
+        }
+        if packet.ip.protocol == PROTOCOL_UDP && udp::is_dhcp(packet.transport_head()) {
+            return self.handle_dhcp(packet, frame, now);
+        }
+        let src = packet.ip.src;
+        if !self.config.contains(src) || self.config.is_ours(src) || self.config.place(src) == Place::Group {
+            return Err(DropReason::SourceAddress);
+        }
+        let place = self.config.place(packet.ip.dst);
+        if place == Place::Group || !ours {
+            return self.flood(DropReason::Multicast);
+        }
+        self.learn_address(src, Neighbour { port: packet.port, mac: packet.mac });
+        if place == Place::Forbidden {
+            return Err(DropReason::ForbiddenDestination);
+        }
+        if place == Place::Outside && packet.ip.ttl <= 1 {
+            self.send_icmp_error(packet, IcmpError::TimeExceeded);
+            return Err(DropReason::Policy);
+        }
+        match packet.ip.protocol {
+            PROTOCOL_TCP => self.handle_tcp(packet, place, now),
+            PROTOCOL_UDP => self.handle_udp(packet, place, now),
+            PROTOCOL_ICMP => self.handle_ping(packet, place, now),
+            _ => Err(DropReason::Protocol),
+        }
+    }
+
+    fn handle_dhcp<F: FrameBytes + ?Sized>(
+        &mut self,
+        packet: &Packet<'_>,
+        frame: &F,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        let payload = udp::payload(packet)?;
+        let mut message = vec![0; payload.len().min(MAX_DHCP_LEN)];
+        let len = frame.copy_to(payload.start, &mut message);
+        message.truncate(len);
+        let reply = self.dhcp.handle(packet.port, &message, now)?;
+        let Some(reply) = reply else {
+            self.outputs.push_back(Output::LeasesChanged);
+            return Ok(Verdict::Done);
+        };
+        let (mac, dst) = match reply.to {
+            dhcp::Destination::Broadcast => (MacAddr::BROADCAST, Ipv4Addr::BROADCAST),
+            dhcp::Destination::Unicast { mac, address } => (MacAddr(mac), address),
+        };
+        if let Some(grant) = reply.grant {
+            self.granted(packet.port, packet.mac, grant);
+        }
+        self.send_udp(packet.port, mac, (self.config.gateway.into(), 67), (dst.into(), 68), &reply.payload);
+        Ok(Verdict::Done)
+    }
+
+    fn granted(&mut self, port: PortId, mac: MacAddr, grant: dhcp::Grant) {
+        let addr = IpAddr::V4(grant.address);
+        self.switch.assign_address(addr, Neighbour { port, mac });
+        self.resolved(addr);
+        if !grant.renewed {
+            self.outputs.push_back(Output::LeasesChanged);
+        }
+        if let Some(other) = grant.mac_also_on {
+            self.outputs.push_back(Output::MacConflict { port, other, mac });
+        }
+    }
+
+    fn learn_address(&mut self, addr: IpAddr, at: Neighbour) {
+        if self.switch.learn_address(addr, at, &self.config.limits) {
+            self.resolved(addr);
+        }
+    }
+
+    /// Asks all guests who has `addr`.
+    fn ask_for(&mut self, addr: IpAddr) {
+        let IpAddr::V4(target) = addr else { return };
+        let request = Arp { request: true, sender_mac: self.mac, sender: self.config.gateway, target };
+        let ports: Vec<PortId> = self.switch.ports.keys().copied().collect();
+        for port in ports {
+            self.send_frame(port, request.frame(MacAddr::BROADCAST));
+        }
+    }
+
+    // --- frames to guests ----------------------------------------------------------------------
+
+    fn send_frame(&mut self, port: PortId, frame: Vec<u8>) {
+        self.outputs.push_back(Output::Frame { port, frame, offload: Offload::default() });
+    }
+
+    fn send_icmp_error(&mut self, packet: &Packet<'_>, error: IcmpError) {
+        // An error about what went to one of our addresses comes from that address.
+        let src = if self.config.is_ours(packet.ip.dst) { packet.ip.dst } else { self.config.gateway.into() };
+        let frame = error.frame(packet.mac, self.mac, src, packet.ip.src, packet.quote());
+        self.send_frame(packet.port, frame);
+    }
+
+    /// The host's address for a destination that a guest named.
+    fn host_addr(&self, dst: IpAddr) -> IpAddr {
+        if dst == self.config.gateway { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { dst }
+    }
+
+    /// How a guest sees a host's address: loopback is the gateway.
+    fn guest_view(&self, addr: IpAddr) -> IpAddr {
+        let addr = addr.to_canonical();
+        if addr.is_loopback() { self.config.gateway.into() } else { addr }
+    }
+
+    // --- time and outputs ------------------------------------------------------------------------
+
+    /// When [`Network::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.wheel.next()
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expire(now, &mut due);
+        for flow in due.drain(..) {
+            match flow.kind {
+                FlowKind::Tcp => self.tcp_timeout(flow, now),
+                FlowKind::Udp => self.udp_timeout(flow, now),
+                FlowKind::Ping => self.ping_timeout(flow, now),
+            }
+        }
+        self.due = due;
+    }
+
+    /// The next thing to do; `None` when there is nothing more now.
+    pub fn poll_output(&mut self, now: Instant) -> Option<Output> {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return Some(output);
+            }
+            let flow = *self.dirty.front()?;
+            if let Some(output) = self.poll_tcp(flow, now) {
+                return Some(output);
+            }
+        }
+    }
+}

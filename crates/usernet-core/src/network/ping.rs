@@ -1,0 +1,203 @@
+//! ICMP echo: to the gateway and the DNS address answered here, to the outside through ping sockets.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::config::Place;
+use super::{Network, Output, Packet, Verdict};
+use crate::drops::DropReason;
+use crate::port::PortId;
+use crate::table::{Endpoint, FlowId, FlowKey};
+use crate::time::Instant;
+use crate::wire::{
+    Headers, ICMP_ECHO, ICMP_ECHO_REPLY, ICMP_HEADER_LEN, IcmpError, IpHeader, PROTOCOL_ICMP, update_checksum,
+};
+
+/// RFC 5508 REQ-2: no less than 60 seconds.
+const IDLE: Duration = Duration::from_secs(60);
+const TTL: u8 = 64;
+
+/// The echo requests of one identifier of a guest.
+#[derive(Debug)]
+pub struct PingFlow {
+    /// When a message last passed.
+    pub last_used: Instant,
+    /// Payload bytes from the guest.
+    pub bytes_out: u64,
+    /// Payload bytes to the guest.
+    pub bytes_in: u64,
+}
+
+/// An ICMP echo header.
+struct Echo {
+    kind: u8,
+    code: u8,
+    checksum: u16,
+    ident: u16,
+    seq: u16,
+}
+
+impl Echo {
+    fn parse(bytes: [u8; ICMP_HEADER_LEN]) -> Self {
+        let [kind, code, a, b, c, d, e, f] = bytes;
+        let word = |hi, lo| u16::from_be_bytes([hi, lo]);
+        Self { kind, code, checksum: word(a, b), ident: word(c, d), seq: word(e, f) }
+    }
+
+    fn to_bytes(&self) -> [u8; ICMP_HEADER_LEN] {
+        let ([a, b], [c, d], [e, f]) =
+            (self.checksum.to_be_bytes(), self.ident.to_be_bytes(), self.seq.to_be_bytes());
+        [self.kind, self.code, a, b, c, d, e, f]
+    }
+}
+
+impl Network {
+    pub(super) fn handle_ping(
+        &mut self,
+        packet: &Packet<'_>,
+        place: Place,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        let mut echo = Echo::parse(*packet.transport_head().first_chunk().ok_or(DropReason::Icmp)?);
+        if (echo.kind, echo.code) != (ICMP_ECHO, 0) {
+            return Err(DropReason::Icmp);
+        }
+        let payload = packet.transport.start + ICMP_HEADER_LEN..packet.transport.end;
+        // The gateway and the DNS server answer whether or not the host behind them is open.
+        if self.config.is_ours(packet.ip.dst) {
+            let word = |kind| u16::from_be_bytes([kind, 0]);
+            echo.kind = ICMP_ECHO_REPLY;
+            echo.checksum = update_checksum(echo.checksum, word(ICMP_ECHO), word(ICMP_ECHO_REPLY));
+            let ip = IpHeader { tos: packet.ip.tos, ..ping_ip(packet.ip.dst, packet.ip.src, TTL) };
+            let headers = Headers::other(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
+            return Ok(Verdict::Reply { headers, payload });
+        }
+        match place {
+            Place::Outside if !self.config.ping_allowed => {
+                self.send_icmp_error(packet, IcmpError::Prohibited);
+                return Err(DropReason::PingForbidden);
+            }
+            Place::Outside => {}
+            Place::Closed => {
+                self.send_icmp_error(packet, IcmpError::Prohibited);
+                return Err(DropReason::Policy);
+            }
+            _ => {
+                self.send_icmp_error(packet, IcmpError::HostUnreachable);
+                return Err(DropReason::NoSuchGuest);
+            }
+        }
+        let guest = Endpoint { addr: packet.ip.src, port: echo.ident };
+        let key = FlowKey { port: packet.port, guest, peer: None };
+        let flow = match self.ping.find(&key) {
+            Some(flow) => flow,
+            None => self.insert_ping(key, packet, now),
+        };
+        self.ping.touch(flow);
+        let entry = self.ping.get_mut(flow).ok_or(DropReason::NoFlow)?;
+        entry.mac = packet.mac;
+        entry.flow.last_used = now;
+        entry.flow.bytes_out += payload.len() as u64;
+        Ok(Verdict::Ping {
+            flow,
+            ident: echo.ident,
+            to: packet.ip.dst,
+            message: packet.transport.clone(),
+            ttl: packet.ip.ttl.saturating_sub(1).max(1),
+        })
+    }
+
+    fn insert_ping(&mut self, key: FlowKey, packet: &Packet<'_>, now: Instant) -> FlowId {
+        if self.ping.count(key.port) >= self.config.limits.ping
+            && let Some(oldest) = self.ping.oldest(key.port)
+        {
+            self.count_drop(key.port, DropReason::FlowLimit);
+            self.close_ping(oldest);
+        }
+        let flow = self.ping.insert(key, packet.mac, PingFlow { last_used: now, bytes_out: 0, bytes_in: 0 });
+        self.wheel.insert(now + IDLE, flow);
+        flow
+    }
+
+    pub(super) fn close_ping(&mut self, flow: FlowId) {
+        if self.ping.remove(flow).is_some() {
+            self.outputs.push_back(Output::Close(flow));
+        }
+    }
+
+    pub(super) fn ping_timeout(&mut self, flow: FlowId, now: Instant) {
+        let Some(entry) = self.ping.get(flow) else { return };
+        let end = entry.flow.last_used + IDLE;
+        if end <= now { self.close_ping(flow) } else { self.wheel.insert(end, flow) }
+    }
+
+    /// Decides on an ICMP message that came to a flow's socket: its header, and how many bytes follow.
+    /// The kernel matches replies by an identifier that may not be the guest's: it is written back.
+    ///
+    /// # Errors
+    /// Why it is not for the guest.
+    pub fn ping_from_host(
+        &mut self,
+        flow: FlowId,
+        from: IpAddr,
+        header: [u8; ICMP_HEADER_LEN],
+        len: usize,
+        ttl: u8,
+        now: Instant,
+    ) -> Result<(PortId, Headers), DropReason> {
+        let mut echo = Echo::parse(header);
+        if (echo.kind, echo.code) != (ICMP_ECHO_REPLY, 0) {
+            return Err(DropReason::Icmp);
+        }
+        let src = self.guest_view(from);
+        let gateway = self.mac;
+        let entry = self.ping.get_mut(flow).ok_or(DropReason::NoFlow)?;
+        entry.flow.last_used = now;
+        entry.flow.bytes_in += len as u64;
+        let guest = entry.key.guest;
+        echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
+        echo.ident = guest.port;
+        let ip = ping_ip(src, guest.addr, ttl);
+        Ok((entry.key.port, Headers::other(entry.mac, gateway, &ip, &echo.to_bytes(), len)))
+    }
+
+    /// Tells a guest that an echo request to `to` did not arrive. `header` is the request's, as the
+    /// host sent it.
+    pub fn ping_error(
+        &mut self,
+        flow: FlowId,
+        to: IpAddr,
+        header: [u8; ICMP_HEADER_LEN],
+        error: IcmpError,
+        offender: Option<IpAddr>,
+    ) {
+        let Some(entry) = self.ping.get(flow) else { return };
+        let guest = entry.key.guest;
+        let mut echo = Echo::parse(header);
+        echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
+        echo.ident = guest.port;
+        let headers = Headers::other(entry.mac, self.mac, &ping_ip(guest.addr, to, TTL), &echo.to_bytes(), 0);
+        let quoted = headers.get(crate::wire::ETHERNET_HEADER_LEN..).unwrap_or_default();
+        let src = offender.map_or(to, |addr| self.guest_view(addr));
+        let frame = error.frame(entry.mac, self.mac, src, guest.addr, quoted);
+        self.send_frame(entry.key.port, frame);
+    }
+
+    /// A flow's socket could not be had: tells the guest, and forgets the flow.
+    pub fn ping_failed(
+        &mut self,
+        flow: FlowId,
+        to: IpAddr,
+        header: [u8; ICMP_HEADER_LEN],
+        reason: DropReason,
+    ) {
+        self.ping_error(flow, to, header, IcmpError::Prohibited, Some(self.config.gateway.into()));
+        if let Some(entry) = self.ping.remove(flow) {
+            self.count_drop(entry.key.port, reason);
+        }
+    }
+}
+
+fn ping_ip(src: IpAddr, dst: IpAddr, ttl: u8) -> IpHeader {
+    IpHeader { src, dst, protocol: PROTOCOL_ICMP, ttl, tos: 0, fragment: false }
+}

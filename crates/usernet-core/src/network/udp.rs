@@ -1,0 +1,330 @@
+//! UDP: endpoint-independent mapping (RFC 4787 REQ-1), address-dependent filtering (REQ-8).
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::time::Duration;
+
+use super::config::Place;
+use super::{DnsQuery, Network, Output, Packet, UdpVia, Verdict};
+use crate::drops::DropReason;
+use crate::port::PortId;
+use crate::table::{Endpoint, FlowId, FlowKey};
+use crate::time::Instant;
+use crate::wire::{Headers, IcmpError, IpHeader, MacAddr, PROTOCOL_UDP, UDP_HEADER_LEN};
+
+/// RFC 4787 REQ-5: no less than two minutes.
+const IDLE: Duration = Duration::from_secs(120);
+/// A flow that only asks DNS servers is over with the answer.
+const IDLE_DNS: Duration = Duration::from_secs(10);
+const TTL: u8 = 64;
+
+/// A UDP flow.
+#[derive(Debug)]
+pub struct UdpFlow {
+    /// Whom it serves.
+    pub kind: UdpKind,
+    /// When a datagram last passed.
+    pub last_used: Instant,
+    /// Payload bytes from the guest.
+    pub bytes_out: u64,
+    /// Payload bytes to the guest.
+    pub bytes_in: u64,
+    only_dns: bool,
+}
+
+/// Whom a UDP flow serves.
+#[derive(Debug)]
+pub enum UdpKind {
+    /// All peers of one port of a guest.
+    Nat {
+        /// The host addresses that the guest has sent to, the latest last.
+        peers: Vec<IpAddr>,
+    },
+    /// One peer of a forwarded port.
+    Forward {
+        /// The forward's number.
+        forward: u32,
+        /// The peer, as the host sees it.
+        peer: SocketAddr,
+        /// The host's address that the peer knows.
+        local: Option<IpAddr>,
+    },
+}
+
+/// Whether a UDP packet is for the DHCP server, wherever it was sent.
+pub(super) fn is_dhcp(udp: &[u8]) -> bool {
+    matches!(udp.get(2..4), Some([0, 67]))
+}
+
+/// Which bytes of the frame are the datagram's payload.
+pub(super) fn payload(packet: &Packet<'_>) -> Result<Range<usize>, DropReason> {
+    let Some([_, _, _, _, hi, lo, _, _]) = packet.transport_head().first_chunk() else {
+        return Err(DropReason::UdpHeader);
+    };
+    let len = usize::from(u16::from_be_bytes([*hi, *lo]));
+    if len < UDP_HEADER_LEN || len > packet.transport.len() {
+        return Err(DropReason::UdpHeader);
+    }
+    let start = packet.transport.start;
+    Ok(start + UDP_HEADER_LEN..start + len)
+}
+
+impl Network {
+    pub(super) fn handle_udp(
+        &mut self,
+        packet: &Packet<'_>,
+        place: Place,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        let payload = payload(packet)?;
+        let Some([a, b, c, d]) = packet.transport_head().first_chunk().copied() else {
+            return Err(DropReason::UdpHeader);
+        };
+        let guest = Endpoint { addr: packet.ip.src, port: u16::from_be_bytes([a, b]) };
+        let peer = Endpoint { addr: packet.ip.dst, port: u16::from_be_bytes([c, d]) };
+        if guest.port == 0 || peer.port == 0 {
+            return Err(DropReason::UdpHeader);
+        }
+        let forwarded = FlowKey { port: packet.port, guest, peer: Some(peer) };
+        if let Some(flow) = self.udp.find(&forwarded) {
+            return self.udp_from_guest(packet, flow, peer, payload, now);
+        }
+        match place {
+            Place::Dns if peer.port == 53 => return self.ask_dns(packet, guest, payload),
+            Place::Dns => {
+                self.send_icmp_error(packet, IcmpError::PortUnreachable);
+                return Err(DropReason::Policy);
+            }
+            Place::Closed => {
+                self.send_icmp_error(packet, IcmpError::Prohibited);
+                return Err(DropReason::Policy);
+            }
+            Place::Gateway | Place::Outside => {}
+            _ => {
+                self.send_icmp_error(packet, IcmpError::HostUnreachable);
+                return Err(DropReason::NoSuchGuest);
+            }
+        }
+        let key = FlowKey { peer: None, ..forwarded };
+        let flow = match self.udp.find(&key) {
+            Some(flow) => flow,
+            None => self.insert_udp(key, packet.mac, UdpKind::Nat { peers: Vec::new() }, now),
+        };
+        self.udp_from_guest(packet, flow, peer, payload, now)
+    }
+
+    fn ask_dns(
+        &mut self,
+        packet: &Packet<'_>,
+        guest: Endpoint,
+        payload: Range<usize>,
+    ) -> Result<Verdict, DropReason> {
+        let limit = self.config.limits.dns;
+        let port = self.switch.ports.get_mut(&packet.port).ok_or(DropReason::NoFlow)?;
+        if port.dns >= limit {
+            return Err(DropReason::DnsLimit);
+        }
+        port.dns += 1;
+        Ok(Verdict::Dns { query: DnsQuery { port: packet.port, mac: packet.mac, guest }, payload })
+    }
+
+    /// Takes the answer to a query of [`Verdict::Dns`], or that there is none.
+    pub fn dns_answer(&mut self, query: &DnsQuery, answer: Option<&[u8]>) {
+        let Some(port) = self.switch.ports.get_mut(&query.port) else { return };
+        port.dns = port.dns.saturating_sub(1);
+        if let Some(answer) = answer {
+            let dst = (query.guest.addr, query.guest.port);
+            self.send_udp(query.port, query.mac, (self.config.dns.into(), 53), dst, answer);
+        }
+    }
+
+    fn udp_from_guest(
+        &mut self,
+        packet: &Packet<'_>,
+        flow: FlowId,
+        peer: Endpoint,
+        payload: Range<usize>,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        let mut to = SocketAddr::new(self.host_addr(peer.addr), peer.port);
+        let max_peers = self.config.limits.udp_peers;
+        self.udp.touch(flow);
+        let entry = self.udp.get_mut(flow).ok_or(DropReason::NoFlow)?;
+        entry.mac = packet.mac;
+        let udp = &mut entry.flow;
+        udp.last_used = now;
+        udp.bytes_out += payload.len() as u64;
+        udp.only_dns &= peer.port == 53;
+        let via = match &mut udp.kind {
+            UdpKind::Nat { peers } => {
+                if peers.last() != Some(&to.ip()) {
+                    peers.retain(|addr| *addr != to.ip());
+                    if peers.len() >= max_peers {
+                        peers.remove(0);
+                    }
+                    peers.push(to.ip());
+                }
+                UdpVia::Own { guest_port: entry.key.guest.port }
+            }
+            UdpKind::Forward { forward, peer, local } => {
+                to = *peer;
+                UdpVia::Forward { forward: *forward, local: *local }
+            }
+        };
+        Ok(Verdict::Udp { flow, via, to, payload, ttl: packet.ip.ttl.saturating_sub(1).max(1) })
+    }
+
+    fn insert_udp(&mut self, key: FlowKey, mac: MacAddr, kind: UdpKind, now: Instant) -> FlowId {
+        if self.udp.count(key.port) >= self.config.limits.udp
+            && let Some(oldest) = self.udp.oldest(key.port)
+        {
+            self.count_drop(key.port, DropReason::FlowLimit);
+            self.close_udp(oldest);
+        }
+        let only_dns = matches!(kind, UdpKind::Nat { .. });
+        let flow = UdpFlow { kind, last_used: now, bytes_out: 0, bytes_in: 0, only_dns };
+        let flow = self.udp.insert(key, mac, flow);
+        self.wheel.insert(now + IDLE_DNS, flow);
+        flow
+    }
+
+    pub(super) fn close_udp(&mut self, flow: FlowId) {
+        if self.udp.remove(flow).is_some() {
+            self.outputs.push_back(Output::Close(flow));
+        }
+    }
+
+    pub(super) fn udp_timeout(&mut self, flow: FlowId, now: Instant) {
+        let Some(entry) = self.udp.get(flow) else { return };
+        let idle = if entry.flow.only_dns { IDLE_DNS } else { IDLE };
+        let end = entry.flow.last_used + idle;
+        if end <= now { self.close_udp(flow) } else { self.wheel.insert(end, flow) }
+    }
+
+    /// Decides on a datagram of `len` bytes that came to a flow's own socket.
+    ///
+    /// # Errors
+    /// Why it is not for the guest; counted.
+    pub fn udp_from_host(
+        &mut self,
+        flow: FlowId,
+        from: SocketAddr,
+        len: usize,
+        now: Instant,
+    ) -> Result<(PortId, Headers), DropReason> {
+        let addr = from.ip().to_canonical();
+        let entry = self.udp.get(flow).ok_or(DropReason::NoFlow)?;
+        let port = entry.key.port;
+        if let UdpKind::Nat { peers } = &entry.flow.kind
+            && !peers.contains(&addr)
+        {
+            self.count_drop(port, DropReason::UdpFiltered);
+            return Err(DropReason::UdpFiltered);
+        }
+        self.udp_to_guest(flow, from, len, now)
+    }
+
+    /// Decides on a datagram of `len` bytes that came to a forwarded port.
+    ///
+    /// # Errors
+    /// Why it is not for the guest; counted.
+    pub fn udp_from_forward(
+        &mut self,
+        forward: u32,
+        guest: Endpoint,
+        from: SocketAddr,
+        local: Option<IpAddr>,
+        len: usize,
+        now: Instant,
+    ) -> Result<(PortId, Headers), DropReason> {
+        let Some(at) = self.switch.neighbour(guest.addr) else {
+            self.ask_for(guest.addr);
+            self.drops.count(DropReason::Unresolved);
+            return Err(DropReason::Unresolved);
+        };
+        let peer = Endpoint { addr: self.guest_view(from.ip()), port: from.port() };
+        let key = FlowKey { port: at.port, guest, peer: Some(peer) };
+        let flow = match self.udp.find(&key) {
+            Some(flow) => flow,
+            None => self.insert_udp(key, at.mac, UdpKind::Forward { forward, peer: from, local }, now),
+        };
+        if let Some(entry) = self.udp.get_mut(flow) {
+            entry.mac = at.mac;
+            entry.flow.kind = UdpKind::Forward { forward, peer: from, local };
+        }
+        self.udp_to_guest(flow, from, len, now)
+    }
+
+    fn udp_to_guest(
+        &mut self,
+        flow: FlowId,
+        from: SocketAddr,
+        len: usize,
+        now: Instant,
+    ) -> Result<(PortId, Headers), DropReason> {
+        let src = self.guest_view(from.ip());
+        self.udp.touch(flow);
+        let gateway = self.mac;
+        let mtu = usize::from(self.config.mtu);
+        let entry = self.udp.get_mut(flow).ok_or(DropReason::NoFlow)?;
+        entry.flow.last_used = now;
+        entry.flow.bytes_in += len as u64;
+        let guest = entry.key.guest;
+        let ip = udp_ip(src, guest.addr);
+        let (port, headers) =
+            (entry.key.port, Headers::udp(entry.mac, gateway, &ip, from.port(), guest.port, len));
+        if headers.len() - crate::wire::ETHERNET_HEADER_LEN + len > mtu {
+            self.count_drop(port, DropReason::Fragment);
+            return Err(DropReason::Fragment);
+        }
+        Ok((port, headers))
+    }
+
+    /// Tells a guest that a datagram of its flow to `to` did not arrive.
+    pub fn udp_error(&mut self, flow: FlowId, to: SocketAddr, error: IcmpError, offender: Option<IpAddr>) {
+        let Some(entry) = self.udp.get(flow) else { return };
+        let guest = entry.key.guest;
+        let dst = self.guest_view(to.ip());
+        let src = offender.map_or(dst, |addr| self.guest_view(addr));
+        let headers = Headers::udp(entry.mac, self.mac, &udp_ip(guest.addr, dst), guest.port, to.port(), 0);
+        let quoted = headers.get(crate::wire::ETHERNET_HEADER_LEN..).unwrap_or_default();
+        let frame = error.frame(entry.mac, self.mac, src, guest.addr, quoted);
+        self.send_frame(entry.key.port, frame);
+    }
+
+    /// A flow's socket could not be had: forgets the flow.
+    pub fn udp_failed(&mut self, flow: FlowId, reason: DropReason) {
+        if let Some(entry) = self.udp.remove(flow) {
+            self.count_drop(entry.key.port, reason);
+        }
+    }
+
+    /// A forward is no more: so are the flows of its peers.
+    pub fn remove_udp_forward(&mut self, forward: u32) {
+        let of_forward =
+            |kind: &UdpKind| matches!(kind, UdpKind::Forward { forward: other, .. } if *other == forward);
+        let flows: Vec<FlowId> =
+            self.udp.iter().filter(|(_, entry)| of_forward(&entry.flow.kind)).map(|(flow, _)| flow).collect();
+        for flow in flows {
+            self.close_udp(flow);
+        }
+    }
+
+    pub(super) fn send_udp(
+        &mut self,
+        port: PortId,
+        mac: MacAddr,
+        src: (IpAddr, u16),
+        dst: (IpAddr, u16),
+        payload: &[u8],
+    ) {
+        let headers = Headers::udp(mac, self.mac, &udp_ip(src.0, dst.0), src.1, dst.1, payload.len());
+        let mut frame = headers.to_vec();
+        frame.extend_from_slice(payload);
+        self.outputs.push_back(Output::Frame { port, frame, offload: headers.offload });
+    }
+}
+
+fn udp_ip(src: IpAddr, dst: IpAddr) -> IpHeader {
+    IpHeader { src, dst, protocol: PROTOCOL_UDP, ttl: TTL, tos: 0, fragment: false }
+}
