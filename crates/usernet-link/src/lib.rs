@@ -2,7 +2,14 @@
 //!
 //! A link has two halves, so that frames which came in can be looked at where they lie while others
 //! go out: [`LinkRx`] takes frames from the guest, [`LinkTx`] gives frames to it. Both are polled
-//! by a worker on an edge-triggered epoll.
+//! by a worker on an edge-triggered epoll, each by a descriptor of its own.
+
+#[cfg(test)]
+mod inspect;
+pub mod segment;
+pub mod stream;
+pub mod tap;
+pub mod vnet;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
@@ -62,6 +69,11 @@ pub trait LinkRx: Send {
 
     /// Pushes the slices in which bytes `range` of frame `index` lie.
     fn slices<'a>(&'a self, index: usize, range: Range<usize>, out: &mut Vec<IoSlice<'a>>);
+
+    /// How many frames were dropped so far because what came with them contradicts itself.
+    fn dropped(&self) -> u64 {
+        0
+    }
 }
 
 /// One frame of a batch.
@@ -92,7 +104,8 @@ pub trait LinkTx: Send {
     /// by the link.
     fn capabilities(&self) -> Capabilities;
 
-    /// Takes one whole frame, given in parts. `false`: there is no room, and nothing was taken.
+    /// Takes one whole frame, given in parts. `false`: nothing was taken, there is no room before a
+    /// [`LinkTx::flush`] has returned `true`. A frame that can never be sent is taken and dropped.
     ///
     /// # Errors
     /// The link has ended.
@@ -100,8 +113,8 @@ pub trait LinkTx: Send {
 
     /// Lends room for up to `max` bytes of payload in wire packets of `segment` bytes each, with
     /// `header_len` bytes kept free in front of each (once in all, where the link segments), and
-    /// pushes it as slices. Returns the room in bytes; 0 when there is none now. A new call
-    /// forgets the room of an earlier one that was not committed.
+    /// pushes it as slices. Returns the room in bytes; 0 when there is none, as in
+    /// [`LinkTx::send`]. Any other call but [`LinkTx::commit`] forgets it.
     fn reserve<'a>(
         &'a mut self,
         header_len: usize,
@@ -113,7 +126,8 @@ pub trait LinkTx: Send {
     /// Sends the first `len` bytes that were put into the reserved room, behind `header`: the
     /// Ethernet, IP and transport headers of the first wire packet, lengths as if all of `len` were
     /// one packet, and its transport checksum as `offload` says. The header has the length that
-    /// was reserved.
+    /// was reserved. A link that cuts in software computes all checksums itself, whatever the header
+    /// holds.
     ///
     /// # Errors
     /// The link has ended.
@@ -125,4 +139,20 @@ pub trait LinkTx: Send {
     /// # Errors
     /// The link has ended.
     fn flush(&mut self) -> Result<bool, LinkError>;
+
+    /// How many frames were taken and dropped so far: too short or long, impossible to finish as
+    /// they asked, or refused by the system.
+    fn dropped(&self) -> u64 {
+        0
+    }
+}
+
+/// Copies the bytes of a frame in parts, from offset `at` on, into `to`.
+fn gather(parts: &[IoSlice<'_>], at: usize, to: &mut [u8]) {
+    let (mut skip, mut to) = (at, to);
+    for part in parts {
+        let len = part.get(skip..).unwrap_or_default().copy_to(0, to);
+        skip = skip.saturating_sub(part.len());
+        to = to.split_at_mut(len).1;
+    }
 }
