@@ -1,8 +1,8 @@
 //! Asking the servers that the host asks.
 //!
-//! Messages are forwarded, not rebuilt from parsed records: of a negative answer the flags and the CNAMEs
-//! before it are part, and types that no library knows must come through. A library's server pool keeps
-//! neither, and stops at the first server that says SERVFAIL.
+//! Messages are forwarded as they are, not rebuilt from parsed records. hickory-resolver's server pool parses
+//! them: a negative answer comes out without its flags (AD among them), one record that it cannot read spoils
+//! the message, and the first server that says SERVFAIL or REFUSED ends the lookup.
 
 use std::collections::HashMap;
 use std::io;
