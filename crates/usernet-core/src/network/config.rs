@@ -23,8 +23,6 @@ pub struct Config {
     pub host_loopback: bool,
     /// The host's own addresses; they matter only without `host_loopback`.
     pub host_addrs: Vec<IpAddr>,
-    /// Whether the host lets us send echo requests.
-    pub ping_allowed: bool,
     /// The DHCP server.
     pub dhcp: dhcp::Config,
     /// Bounds.
@@ -44,7 +42,6 @@ impl Default for Config {
             mtu: dhcp.mtu,
             host_loopback: true,
             host_addrs: Vec::new(),
-            ping_allowed: true,
             dhcp,
             limits: Limits::default(),
             seed: [0; 16],

@@ -73,10 +73,6 @@ impl Network {
             return Ok(Verdict::Reply { headers, payload });
         }
         match place {
-            Place::Outside if !self.config.ping_allowed => {
-                self.send_icmp_error(packet, IcmpError::Prohibited);
-                return Err(DropReason::PingForbidden);
-            }
             Place::Outside => {}
             Place::Closed => {
                 self.send_icmp_error(packet, IcmpError::Prohibited);

@@ -375,8 +375,14 @@ impl TcpFlow {
     }
 
     fn guest_reset(&mut self) {
-        self.end(CloseReason::GuestReset);
-        self.reset_host_due = self.has_host;
+        self.abort(CloseReason::GuestReset);
+    }
+
+    /// Ends the flow at once; the host end, connected or not, goes with a reset.
+    fn abort(&mut self, reason: CloseReason) {
+        let connecting = self.state == State::Connecting && !self.connect_due;
+        self.end(reason);
+        self.reset_host_due = self.has_host || connecting;
     }
 
     fn end(&mut self, reason: CloseReason) {
@@ -442,14 +448,12 @@ impl TcpFlow {
             return;
         }
         let connecting = self.state == State::Connecting;
-        self.end(CloseReason::Host(error));
+        self.abort(CloseReason::Host(error));
         match error {
             HostError::Refused | HostError::Reset | HostError::Exhausted => self.reset_guest_due = true,
             _ if connecting => self.unreachable_due = Some(error),
             _ => self.reset_guest_due = true,
         }
-        // Of a socket that has failed nothing is left to close in order.
-        self.reset_host_due = self.has_host || connecting;
     }
 
     /// Takes the outcome of [`Output::Peek`]: `len` bytes from offset `at` on. Returns the header
@@ -491,10 +495,9 @@ impl TcpFlow {
 
     /// The guest's link has gone: the host's peer sees a reset.
     pub fn handle_guest_gone(&mut self) {
-        self.end(CloseReason::GuestGone);
+        self.abort(CloseReason::GuestGone);
         self.reset_guest_due = false;
         self.unreachable_due = None;
-        self.reset_host_due = self.has_host;
     }
 
     /// The guest's MAC address has become known: a SYN that waited for it goes out now.
@@ -547,9 +550,8 @@ impl TcpFlow {
     }
 
     fn guest_timed_out(&mut self) {
-        self.end(CloseReason::GuestTimedOut);
+        self.abort(CloseReason::GuestTimedOut);
         self.reset_guest_due = true;
-        self.reset_host_due = self.has_host;
     }
 
     // --- outputs ----------------------------------------------------------------------------
