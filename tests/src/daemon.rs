@@ -25,12 +25,13 @@ impl<'w> Daemon<'w> {
     /// It ends instead.
     pub fn start(world: &'w World, options: &[&str]) -> Self {
         let (mut ready, writer) = pipe().unwrap();
-        let mut command = world.command(As::User, world.usernet());
+        // The pipe arrives as standard input, the one descriptor that a child is sure to inherit.
+        let mut command = world.command(As::User, "sh");
+        command.args(["-c", r#"exec "$0" "$@" 3>&0 </dev/null"#]).arg(world.usernet());
         let listen = format!("unix:{}", Self::socket_of(world).display());
         let control = format!("unix:{}", Self::control_of(world).display());
         command.args(["--listen", &listen, "--control", &control]);
-        // The pipe takes the place of standard input: a descriptor that is passed on by design.
-        command.args(["--ready-fd", "0"]).args(options);
+        command.args(["--ready-fd", "3"]).args(options);
         let process = Process::spawn_with(command, writer);
         let told = readable(&ready, Instant::now() + SOON) && ready.read(&mut [0]).unwrap() == 1;
         assert!(told, "the daemon does not get ready: {}{}", process.stdout(), process.stderr());
@@ -47,9 +48,14 @@ impl<'w> Daemon<'w> {
         Self::control_of(self.world)
     }
 
-    /// The option that makes `usernet exec` a guest of this daemon.
-    pub fn join(&self) -> Vec<String> {
-        vec!["--join".to_owned(), self.control().display().to_string()]
+    /// Runs a shell script in a namespace guest of this daemon.
+    pub fn exec(&self, script: &str) -> Outcome {
+        self.world.exec(&["--join", &self.control().display().to_string()], script)
+    }
+
+    /// Starts a shell script in a namespace guest of this daemon.
+    pub fn spawn(&self, script: &str) -> Process {
+        Process::spawn(self.world.exec_command(&["--join", &self.control().display().to_string()], script))
     }
 
     /// Runs `usernet ctl` against it.

@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::op::{Message, Query, ResponseCode};
+pub use hickory_proto::rr::RecordType;
 use hickory_proto::rr::rdata::{A, AAAA, SOA, TXT};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RData, Record};
 
 /// The length of one of the strings of `big.test`, which has [`BIG_STRINGS`] of them: more than any
 /// datagram may carry by RFC 1035, and more than clients offer by EDNS.
@@ -54,6 +55,23 @@ impl DnsServer {
     }
 }
 
+/// A query as it travels over TCP: its length first.
+pub fn tcp_query(name: &str, record_type: RecordType) -> Vec<u8> {
+    let mut query = Message::query();
+    query.add_query(Query::query(Name::from_ascii(name).unwrap(), record_type));
+    framed(&query)
+}
+
+/// The answer in what came over TCP.
+pub fn tcp_answer(bytes: &[u8]) -> Message {
+    Message::from_vec(&bytes[2..]).unwrap()
+}
+
+fn framed(message: &Message) -> Vec<u8> {
+    let bytes = message.to_vec().unwrap();
+    [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes.as_slice()].concat()
+}
+
 fn serve_udp(socket: &UdpSocket, seen: &Mutex<Vec<String>>) -> io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
@@ -74,9 +92,7 @@ fn serve_tcp(mut stream: TcpStream, seen: &Mutex<Vec<String>>) -> io::Result<()>
         let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
         stream.read_exact(&mut query)?;
         let Some(answer) = answer(&query, "tcp", seen) else { return Ok(()) };
-        let answer = answer.to_vec().unwrap();
-        stream.write_all(&u16::try_from(answer.len()).unwrap().to_be_bytes())?;
-        stream.write_all(&answer)?;
+        stream.write_all(&framed(&answer))?;
     }
 }
 

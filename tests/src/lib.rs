@@ -26,7 +26,7 @@ pub mod wait;
 mod world;
 
 pub use daemon::Daemon;
-pub use noise::{Noise, sha256};
+pub use noise::{Noise, noise_digest, sha256};
 pub use process::{Outcome, Process};
 pub use wait::eventually;
 pub use world::{As, GATEWAY, LAN, NAMESERVER, NO_ROUTE, UNREACHABLE, World};

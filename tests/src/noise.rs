@@ -53,7 +53,18 @@ pub fn sha256(mut bytes: impl Read) -> io::Result<String> {
     }
 }
 
+/// The SHA-256 of the first `length` bytes of the [`Noise`] of a seed.
+pub fn noise_digest(seed: u64, length: u64) -> String {
+    sha256(Noise::new(seed).take(length)).expect("noise does not end")
+}
+
 /// Two hexadecimal digits a byte.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes of a text of two hexadecimal digits each.
+pub fn unhex(text: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(byte).collect()
 }

@@ -15,7 +15,8 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use usernet_tests::{Noise, sha256};
+use usernet_tests::Noise;
+use usernet_tests::noise::{hex, unhex};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -78,14 +79,14 @@ fn receive_then_send(peer: &str, seed: u64, length: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends the bytes of a hexadecimal text over TCP and prints the SHA-256 of the answer.
+/// Sends the bytes of a hexadecimal text over TCP and prints the answer in the same way.
 fn ask(peer: &str, message: &str) -> io::Result<()> {
     let mut stream = dial(peer)?;
-    let bytes = message.as_bytes().chunks(2).map(|byte| str::from_utf8(byte).unwrap());
-    let bytes: Vec<_> = bytes.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-    stream.write_all(&bytes)?;
+    stream.write_all(&unhex(message))?;
     stream.shutdown(Shutdown::Write)?;
-    println!("{}", sha256(stream)?);
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    println!("{}", hex(&answer));
     Ok(())
 }
 

@@ -1,1 +1,19 @@
-//! Real programs in namespaces.
+//! Real programs on the network, in namespaces.
+
+#![expect(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "whatever goes wrong here is the failure of a test"
+)]
+
+mod control;
+mod dhcp;
+mod exec;
+mod forward;
+mod hostile;
+mod join;
+mod load;
+mod names;
+mod ping;
+mod tcp;
+mod udp;

@@ -1,8 +1,6 @@
 //! The lab itself, over QEMU's own user network: a failure here is none of `usernet`'s.
 
-use usernet_tests::{GATEWAY, Noise, World, peers, qemu::Machine, sha256};
-
-use std::io::Read;
+use usernet_tests::{GATEWAY, World, noise_digest, peers, qemu::Machine};
 
 #[test]
 fn a_machine_boots_and_works_over_qemus_own_network() {
@@ -15,7 +13,7 @@ fn a_machine_boots_and_works_over_qemus_own_network() {
 
     let port = peers::http();
     let fetched = machine.run(&format!("wget -q -O - http://{GATEWAY}:{port}/1/1000000 | sha256sum"));
-    let expected = sha256(Noise::new(1).take(1_000_000)).unwrap();
+    let expected = noise_digest(1, 1_000_000);
     assert!(fetched.starts_with(&expected), "{fetched}");
 
     let echo = peers::udp_echo();

@@ -1,3 +1,6 @@
-//! Real virtual machines on the network, by QEMU's `-netdev stream`.
+//! Real virtual machines on the network.
 
+mod connect;
 mod lab;
+mod run;
+mod stream;

@@ -1,0 +1,90 @@
+//! TCP to the outside, by programs of the kernel's own stack.
+
+use std::sync::mpsc::channel;
+
+use usernet_tests::wait::SOON;
+use usernet_tests::{As, GATEWAY, LAN, NO_ROUTE, Process, UNREACHABLE, World, noise_digest, peers};
+
+const BULK: u64 = 64 << 20;
+
+#[test]
+fn bulk_transfers_arrive_whole_both_ways() {
+    let world = World::new();
+    let server = format!("http://{GATEWAY}:{}", peers::http());
+    let script = format!(
+        "set -e
+        curl --silent --fail --output bulk {server}/7/{BULK}
+        sha256sum bulk
+        curl --silent --fail --upload-file bulk {server}/"
+    );
+    let digests = world.exec(&[], &script).ok().to_owned();
+    let expected = noise_digest(7, BULK);
+    assert_eq!(digests, format!("{expected}  bulk\n{expected}"));
+}
+
+#[test]
+fn the_hosts_lan_is_reached_by_its_own_address() {
+    let world = World::new();
+    let port = peers::http();
+    let digest = world.exec(&[], &format!("curl --silent http://{LAN}:{port}/1/1000 | sha256sum"));
+    let expected = noise_digest(1, 1000);
+    assert!(digest.ok().starts_with(&expected), "{digest}");
+}
+
+#[test]
+fn a_guest_that_ends_its_direction_still_hears() {
+    let world = World::new();
+    let port = peers::digest_after_end();
+    let digest = world.exec(&[], &format!("$PROBE send {GATEWAY}:{port} 3 1000000"));
+    assert_eq!(digest.ok().trim(), noise_digest(3, 1_000_000));
+}
+
+#[test]
+fn a_host_that_ends_its_direction_still_hears() {
+    let world = World::new();
+    let (sender, heard) = channel();
+    let port = peers::ends_first(sender);
+    let outcome = world.exec(&[], &format!("$PROBE receive-then-send {GATEWAY}:{port} 4 1000000"));
+    assert_eq!(outcome.ok(), "that is all\n");
+    assert_eq!(heard.recv_timeout(SOON).unwrap(), noise_digest(4, 1_000_000));
+}
+
+#[test]
+fn refused_and_unreachable_are_told_apart() {
+    let world = World::new();
+    let closed = peers::closed_port();
+    let seen = |peer: String| world.exec(&[], &format!("$PROBE connect {peer}")).stdout;
+    assert_eq!(seen(format!("{GATEWAY}:{closed}")), "ConnectionRefused\n");
+    assert_eq!(seen(format!("{LAN}:{closed}")), "ConnectionRefused\n");
+    assert_eq!(seen(format!("{UNREACHABLE}:80")), "HostUnreachable\n");
+    assert_eq!(seen(format!("{NO_ROUTE}:80")), "NetworkUnreachable\n");
+}
+
+#[test]
+fn the_hosts_loopback_can_be_closed_to_guests() {
+    let world = World::new();
+    let port = peers::http();
+    for address in [GATEWAY, LAN] {
+        let outcome = world.exec(&["--no-host-loopback"], &format!("$PROBE connect {address}:{port}"));
+        assert_eq!(outcome.code(), 1, "{address}: {outcome}");
+        assert_ne!(outcome.stdout, "connected\n", "{address}");
+    }
+}
+
+/// Speed is the benches' to judge: here it shall run at all, both ways, and be seen in the log.
+#[test]
+fn iperf3_runs_both_ways() {
+    let world = World::new();
+    let mut command = world.command(As::User, "iperf3");
+    let port = peers::closed_port().to_string();
+    command.args(["--server", "--forceflush", "--port", &port]);
+    let mut server = Process::spawn(command);
+    server.line_with("Server listening");
+    for direction in ["", "--reverse"] {
+        let script = format!("iperf3 --client {GATEWAY} --port {port} --time 2 --format g {direction}");
+        let outcome = world.exec(&[], &script);
+        let sum = outcome.ok().lines().find(|line| line.contains("receiver")).unwrap_or_default();
+        println!("guest to host {direction}: {sum}");
+        assert!(sum.contains("bits/sec"), "{outcome}");
+    }
+}

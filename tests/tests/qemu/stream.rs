@@ -1,0 +1,161 @@
+//! Machines that plug in to a daemon by QEMU's `-netdev stream`.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddrV4;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use usernet_tests::dns::{BIG_STRINGS, DnsServer, RecordType, tcp_answer, tcp_query};
+use usernet_tests::noise::{hex, unhex};
+use usernet_tests::qemu::Machine;
+use usernet_tests::wait::SOON;
+use usernet_tests::{
+    Daemon, GATEWAY, LAN, NAMESERVER, NO_ROUTE, Noise, UNREACHABLE, World, eventually, noise_digest, peers,
+};
+
+const BULK: u64 = 64 << 20;
+
+/// Boots a machine whose card has this last byte of its address.
+fn boot(world: &World, daemon: &Daemon<'_>, card: u8) -> Machine {
+    let netdev = format!("stream,id=net,server=off,addr.type=unix,addr.path={}", daemon.socket().display());
+    let device = format!("virtio-net-pci,netdev=net,mac=52:54:00:12:34:{card:02x}");
+    Machine::boot(world, &["-netdev", &netdev, "-device", &device])
+}
+
+/// One machine, all that a guest does: a boot is what is slow.
+#[test]
+fn a_machine_is_on_a_working_network() {
+    let world = World::new();
+    let dns = DnsServer::start();
+    let upstream = dns.option();
+    let mut options = vec!["--hostfwd", "tcp:127.0.0.1:0-:80", "--hostname", "guest-one"];
+    options.extend(["--domain", "lab.example", "--dns-search", "one.example", "--mtu", "1400"]);
+    options.extend(upstream.each_ref().map(String::as_str));
+    let daemon = Daemon::start(&world, &options);
+    let mut machine = boot(&world, &daemon, 0x56);
+
+    let lease = machine.dhcp();
+    assert_eq!(
+        lease,
+        "ip=10.0.2.15\nsubnet=255.255.255.0\nmask=24\nrouter=10.0.2.2\ndns=10.0.2.3\nlease=86400\n\
+         serverid=10.0.2.2\nmtu=1400\nhostname=guest-one\ndomain=lab.example\nsearch=one.example"
+    );
+    pings(&mut machine);
+    resolves(&mut machine);
+    transfers(&mut machine);
+    exchanges_datagrams(&mut machine);
+    half_closes(&mut machine);
+    learns_why_not(&mut machine);
+    serves(&mut machine, &daemon);
+
+    // A guest that starts anew is the same guest, and finds the network as it was.
+    machine.reboot();
+    assert_eq!(machine.dhcp(), lease);
+    pings(&mut machine);
+    assert_eq!(daemon.list("leases").len(), 1);
+}
+
+fn pings(machine: &mut Machine) {
+    for address in [GATEWAY, NAMESERVER, LAN] {
+        machine.run(&format!("ping -c 2 -W 10 {address}"));
+    }
+}
+
+fn resolves(machine: &mut Machine) {
+    let found = machine.run("nslookup -type=a a.test");
+    assert!(found.contains("192.0.2.80"), "{found}");
+    let found = machine.run("nslookup -type=aaaa a.test");
+    assert!(found.contains("2001:db8::80"), "{found}");
+    let query = hex(&tcp_query("big.test.", RecordType::TXT));
+    let answer = machine.run(&format!("probe ask {NAMESERVER}:53 {query}"));
+    assert_eq!(tcp_answer(&unhex(&answer)).answers.len(), BIG_STRINGS);
+}
+
+fn transfers(machine: &mut Machine) {
+    let server = format!("http://{GATEWAY}:{}", peers::http());
+    let down = machine.run(&format!("wget -q -O /tmp/bulk {server}/7/{BULK} && sha256sum </tmp/bulk"));
+    assert_eq!(down, noise_digest(7, BULK) + "  -");
+    let up = machine.run(&format!("wget -q -O - --post-file /tmp/bulk {server}/"));
+    assert_eq!(up, noise_digest(7, BULK));
+}
+
+fn exchanges_datagrams(machine: &mut Machine) {
+    let echo = peers::udp_echo();
+    for address in [GATEWAY, LAN] {
+        assert_eq!(machine.run(&format!("probe udp {address}:{echo} hello")), "hello");
+    }
+}
+
+fn half_closes(machine: &mut Machine) {
+    let port = peers::digest_after_end();
+    let digest = machine.run(&format!("probe send {GATEWAY}:{port} 3 1000000"));
+    assert_eq!(digest, noise_digest(3, 1_000_000));
+
+    let (sender, heard) = channel();
+    let port = peers::ends_first(sender);
+    let text = machine.run(&format!("probe receive-then-send {GATEWAY}:{port} 4 1000000"));
+    assert_eq!(text, "that is all");
+    assert_eq!(heard.recv_timeout(SOON), Ok(noise_digest(4, 1_000_000)));
+}
+
+fn learns_why_not(machine: &mut Machine) {
+    let closed = peers::closed_port();
+    for (peer, why) in [
+        (format!("{GATEWAY}:{closed}"), "ConnectionRefused"),
+        (format!("{UNREACHABLE}:80"), "HostUnreachable"),
+        (format!("{NO_ROUTE}:80"), "NetworkUnreachable"),
+    ] {
+        assert_eq!(machine.try_run(&format!("probe connect {peer}")), (1, why.to_owned()), "{peer}");
+    }
+}
+
+/// The guest's own server, through a forwarded port.
+fn serves(machine: &mut Machine, daemon: &Daemon<'_>) {
+    machine.run("httpd -h /tmp -p 80");
+    let digest = peers::fetch_digest(daemon.forwarded(), "/bulk").expect("the guest serves");
+    assert_eq!(digest, noise_digest(7, BULK));
+}
+
+#[test]
+fn machines_come_and_go_without_disturbing_each_other() {
+    let world = World::new();
+    let daemon = Daemon::start(&world, &[]);
+    let mut first = boot(&world, &daemon, 1);
+    assert!(first.dhcp().contains("ip=10.0.2.15\n"));
+    let mut second = boot(&world, &daemon, 2);
+    assert!(second.dhcp().contains("ip=10.0.2.16\n"));
+    second.run("ping -c 3 -W 10 10.0.2.15");
+
+    // The second is killed in mid transfer.
+    let (sender, receiver) = channel();
+    let port = peers::tcp(move |mut stream| {
+        let ended = io::copy(&mut Noise::new(1), &mut stream).map_err(|error| error.kind());
+        // Nobody listens any more when the test has ended.
+        let _ = sender.send((ended, Instant::now()));
+        Ok(())
+    });
+    second.start_script(&format!("probe send {GATEWAY}:{port} 1 0"));
+    eventually("the transfer runs", || {
+        let flows = daemon.list("flows");
+        flows.iter().any(|flow| flow["bytes_in"].as_u64().unwrap() > 1 << 20).then_some(())
+    });
+    let killed = Instant::now();
+    second.process.signal(Signal::KILL);
+    let (ended, at) = receiver.recv_timeout(SOON).unwrap();
+    assert_eq!(ended, Err(ErrorKind::ConnectionReset));
+    assert!(at - killed < Duration::from_secs(1), "{:?}", at - killed);
+    drop(second);
+    eventually("its port is gone", || (daemon.list("ports").len() == 1).then_some(()));
+    daemon.until_none("flows");
+
+    // It comes back to the address that it had, and the first has noticed nothing.
+    let mut second = boot(&world, &daemon, 2);
+    assert!(second.dhcp().contains("ip=10.0.2.16\n"));
+    let http = SocketAddrV4::new(GATEWAY, peers::http());
+    for machine in [&mut first, &mut second] {
+        let digest = machine.run(&format!("wget -q -O - http://{http}/5/1000000 | sha256sum"));
+        assert_eq!(digest, noise_digest(5, 1_000_000) + "  -");
+    }
+    first.run("ping -c 3 -W 10 10.0.2.16");
+}
