@@ -1,0 +1,428 @@
+//! The command line: what may be said, what it means, and the help that teaches it.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use usernet::{Config, ForwardRule};
+
+use crate::Usage;
+use crate::listen::Endpoint;
+
+/// A network for virtual machines that needs no privilege on the host.
+///
+/// Guests are on 10.0.2.0/24: the host is the gateway 10.0.2.2, DNS answers at 10.0.2.3, and DHCP
+/// gives out addresses from 10.0.2.15 on. TCP, UDP and ping go out through ordinary sockets of the
+/// host; ports of the host are forwarded in with --hostfwd.
+///
+/// Without a command, usernet is a daemon that guests plug in to, any number of them; it prints the
+/// arguments that QEMU needs.
+#[derive(Debug, Parser)]
+#[command(name = "usernet", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  usernet exec -- ping -c1 10.0.2.2
+      Run a command as a guest of a network of its own.
+  usernet run --hostfwd tcp:127.0.0.1:10022-:22 -- qemu-system-x86_64 -m 1G disk.img
+      Start QEMU with a network; `ssh -p 10022 127.0.0.1` reaches the guest.
+  usernet --hostfwd tcp:127.0.0.1:10022-:22
+      Serve a network until Ctrl-C; paste what it prints behind a QEMU command.
+  usernet ctl leases
+      Ask the daemon which guests there are.
+
+Exit status: 0 when all went well, 1 when something failed, 2 when the command line makes no sense;
+exec and run end with the status of their command (128 and the signal's number if one ended it).";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Exec(ExecArgs),
+    Run(RunArgs),
+    Ctl(CtlArgs),
+    /// The inner half of `exec`.
+    #[command(hide = true)]
+    ExecGuest(ExecGuestArgs),
+}
+
+/// What the daemon takes.
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// Listen for guests on a stream socket; repeatable
+    ///
+    /// unix:PATH or tcp:ADDRESS:PORT. The default, when nothing is connected to either, is a Unix
+    /// socket in a folder of yours: $XDG_RUNTIME_DIR/usernet, or usernet-UID under the temporary
+    /// directory. A guest speaks QEMU's framing: four bytes of length before each Ethernet frame.
+    #[arg(long, value_name = "unix:PATH|tcp:ADDR:PORT")]
+    pub(crate) listen: Vec<Endpoint>,
+    /// Connect to a guest that listens; repeatable
+    ///
+    /// QEMU with `-netdev stream,server=on,...`. A connection that ends, or cannot be had yet, is
+    /// tried again.
+    #[arg(long, value_name = "unix:PATH|tcp:ADDR:PORT")]
+    pub(crate) connect: Vec<Endpoint>,
+    /// Answer `usernet ctl` and HTTP on this Unix socket
+    ///
+    /// The default is a socket in the same folder as the default of --listen. Only its owner may
+    /// connect to it. Try: curl --unix-socket PATH http://usernet/v1/leases
+    #[arg(long, value_name = "unix:PATH")]
+    pub(crate) control: Option<ControlPath>,
+    /// Write "READY=1" and a line end to this descriptor once guests are served, and close it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
+    pub(crate) ready_fd: Option<i32>,
+    /// Write the process ID to this file; it is removed at the end
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) verbosity: Verbosity,
+}
+
+/// Run a command as a guest
+///
+/// The command (your shell, if you name none) runs in a user and network namespace of its own,
+/// whose one interface is plugged in to a new network, or with --join to a daemon's. Address, route
+/// and resolv.conf are in place when it starts. Inside, it seems to be root; outside, it has no
+/// right that you do not have.
+#[derive(Debug, Args)]
+#[command(after_help = EXEC_EXAMPLES)]
+pub(crate) struct ExecArgs {
+    /// Be a guest of the running daemon whose control socket this is
+    #[arg(long, value_name = "PATH", conflicts_with = "NetworkArgs")]
+    pub(crate) join: Option<ControlPath>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) verbosity: Verbosity,
+    /// The command and its arguments [default: $SHELL]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+const EXEC_EXAMPLES: &str = "\
+Examples:
+  usernet exec
+      A shell on a network of its own.
+  usernet exec -- ip addr
+      What a guest sees.
+  usernet exec --hostfwd tcp:127.0.0.1:8080-:80 -- python3 -m http.server 80
+      A server on the guest's port 80, reached at http://127.0.0.1:8080.
+  usernet --control unix:/tmp/lab.sock & usernet exec --join /tmp/lab.sock
+      A guest of a daemon's network, which others may join, too.";
+
+/// Start QEMU with a network
+///
+/// Runs the QEMU command with a netdev and a virtio-net device added, on a network in this process.
+/// Needs QEMU 7.2 or later.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) verbosity: Verbosity,
+    /// The QEMU command and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "QEMU")]
+    pub(crate) command: Vec<OsString>,
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  usernet run qemu-system-x86_64 -m 1G -nographic disk.img
+  usernet run --hostfwd tcp:127.0.0.1:10022-:22 --mtu 65520 -- qemu-system-aarch64 -M virt ...";
+
+/// What a network can be told.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkArgs {
+    /// Forward a port of the host to a guest; repeatable
+    ///
+    /// [tcp|udp]:[HOST-ADDR]:HOST-PORT-[GUEST-ADDR]:GUEST-PORT, as for QEMU. Without a host address
+    /// it listens on 0.0.0.0, so that others can reach it, too; without a guest address it goes to the
+    /// first DHCP address. Host port 0 takes any free port: `usernet ctl forwards` tells which. An IPv6
+    /// host address stands in brackets.
+    #[arg(long, value_name = "RULE")]
+    pub(crate) hostfwd: Vec<ForwardRule>,
+    /// The network's address range [default: 10.0.2.0/24]
+    ///
+    /// The gateway, the DNS server and the DHCP addresses move along: .2, .3 and from .15 on.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) net: Option<Cidr>,
+    /// The gateway: the host, as guests see it [default: 10.0.2.2]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) host: Option<Ipv4Addr>,
+    /// The DNS server, as guests see it [default: 10.0.2.3]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) dns: Option<Ipv4Addr>,
+    /// Where DNS queries go; repeatable [default: as /etc/resolv.conf says]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_upstream)]
+    pub(crate) dns_upstream: Vec<SocketAddr>,
+    /// The first address that DHCP gives out [default: 10.0.2.15]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) dhcp_start: Option<Ipv4Addr>,
+    /// The host name that DHCP gives to guests
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// The domain name that DHCP gives to guests
+    #[arg(long, value_name = "NAME")]
+    pub(crate) domain: Option<String>,
+    /// A domain for guests to search; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dns_search: Vec<String>,
+    /// The MTU of guests' interfaces in bytes, 576 to 65520 [default: 1500]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) mtu: Option<u16>,
+    /// Keep guests off the host's own addresses, its loopback among them
+    #[arg(long)]
+    pub(crate) no_host_loopback: bool,
+    /// Write every frame to this file, as pcapng
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pcap: Option<PathBuf>,
+}
+
+/// How much to say.
+#[derive(Debug, Args)]
+pub(crate) struct Verbosity {
+    /// Say more on stderr: lifecycles, -vv flows, -vvv packets
+    #[arg(short, long, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Ask a running daemon
+///
+/// The daemon answers HTTP with JSON, so that other programs can ask as well:
+/// curl --unix-socket PATH http://usernet/v1/leases
+#[derive(Debug, Args)]
+pub(crate) struct CtlArgs {
+    /// The daemon's control socket [default: where a daemon without --control puts it]
+    #[arg(long, value_name = "unix:PATH", global = true)]
+    pub(crate) control: Option<ControlPath>,
+    /// Print JSON instead of a table
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) request: CtlRequest,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CtlRequest {
+    /// The addresses that guests hold
+    Leases,
+    /// The connections and conversations that go through the network
+    Flows,
+    /// The ports of the host that are forwarded to guests
+    Forwards,
+    /// How many frames were dropped, by reason
+    Drops,
+    /// The guests that are plugged in, with their counters
+    Ports,
+    /// Forward another port, until the daemon ends
+    AddForward {
+        /// As for --hostfwd: tcp:127.0.0.1:8080-:80
+        rule: ForwardRule,
+    },
+    /// End a forward; connections that it accepted go on
+    RemoveForward {
+        /// Its number, as `usernet ctl forwards` shows it
+        id: u32,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecGuestArgs {
+    /// The descriptor of the socket that leads to the outer half
+    #[arg(long)]
+    pub(crate) socket: i32,
+    #[arg(trailing_var_arg = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl NetworkArgs {
+    /// The configuration that the options describe, checked.
+    pub(crate) fn config(&self) -> Result<Config, Usage> {
+        let config = match &self.net {
+            Some(net) => Config::for_net(net.address, net.prefix_len),
+            None => Config::default(),
+        };
+        let config = Config {
+            gateway: self.host.unwrap_or(config.gateway),
+            dns: self.dns.unwrap_or(config.dns),
+            dns_upstreams: self.dns_upstream.clone(),
+            dhcp_start: self.dhcp_start.unwrap_or(config.dhcp_start),
+            hostname: self.hostname.clone(),
+            domain: self.domain.clone(),
+            dns_search: self.dns_search.clone(),
+            mtu: self.mtu.unwrap_or(config.mtu),
+            host_loopback: !self.no_host_loopback,
+            forwards: self.hostfwd.clone(),
+            pcap: self.pcap.clone(),
+            ..config
+        };
+        config.validate().map_err(|error| Usage(error.to_string()))?;
+        Ok(config)
+    }
+}
+
+/// A network's address and the length of its prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct Cidr {
+    address: Ipv4Addr,
+    prefix_len: u8,
+}
+
+impl FromStr for Cidr {
+    type Err = &'static str;
+
+    /// Reads `10.0.2.0/24`, and `10.0.2.0/255.255.255.0` as QEMU takes it.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "a network is an address and a prefix length, such as 10.0.2.0/24";
+        let (address, prefix) = text.split_once('/').ok_or(WANTED)?;
+        let prefix_len = match prefix.parse::<Ipv4Addr>() {
+            Ok(mask) if mask.to_bits().leading_ones() == mask.to_bits().count_ones() => {
+                u8::try_from(mask.to_bits().leading_ones()).map_err(|_| WANTED)?
+            }
+            _ => prefix.parse().ok().filter(|len| *len <= 32).ok_or(WANTED)?,
+        };
+        Ok(Self { address: address.parse().map_err(|_| WANTED)?, prefix_len })
+    }
+}
+
+/// The path of a Unix socket, as `unix:PATH` or just `PATH`.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlPath(pub(crate) PathBuf);
+
+impl FromStr for ControlPath {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:").unwrap_or(text) {
+            "" => Err("a control socket is named by its path, such as unix:/run/user/1000/lab.sock"),
+            path => Ok(Self(path.into())),
+        }
+    }
+}
+
+fn parse_upstream(text: &str) -> Result<SocketAddr, &'static str> {
+    let with_port = text.parse().ok();
+    let without = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
+    with_port
+        .or_else(without)
+        .ok_or("an upstream is an address, such as 9.9.9.9, 127.0.0.1:5353 or [::1]:5353")
+}
+
+/// What clap found wrong, on one line.
+pub(crate) fn usage_error(error: &clap::Error) -> Usage {
+    let text = error.render().to_string();
+    let told = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let told: Vec<_> = told.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+    let told = told.join("; ").replace(":; ", ": ");
+    Usage(format!("{} (usernet --help tells more)", told.trim_start_matches("error: ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, String> {
+        Cli::try_parse_from(line.split_whitespace()).map_err(|error| usage_error(&error).0)
+    }
+
+    fn config(options: &str) -> Result<Config, String> {
+        parse(&format!("usernet {options}"))?.daemon.network.config().map_err(|Usage(why)| why)
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_option_is_the_default_network() {
+        assert_eq!(config(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn options_become_the_configuration() {
+        let config = config(
+            "--net 192.168.7.0/24 --dns 192.168.7.53 --dns-upstream 127.0.0.1:5353 --dns-upstream ::1 \
+             --hostname box --domain lab.example --dns-search a.example --dns-search b.example --mtu 9000 \
+             --no-host-loopback --hostfwd tcp:127.1:0x50-:80 --hostfwd udp::53-:53 --pcap /tmp/a.pcapng",
+        )
+        .unwrap();
+        let expected = Config {
+            dns: [192, 168, 7, 53].into(),
+            dns_upstreams: vec!["127.0.0.1:5353".parse().unwrap(), "[::1]:53".parse().unwrap()],
+            hostname: Some("box".into()),
+            domain: Some("lab.example".into()),
+            dns_search: vec!["a.example".into(), "b.example".into()],
+            mtu: 9000,
+            host_loopback: false,
+            forwards: vec!["tcp:127.0.0.1:80-:80".parse().unwrap(), "udp::53-:53".parse().unwrap()],
+            pcap: Some("/tmp/a.pcapng".into()),
+            ..Config::for_net([192, 168, 7, 0].into(), 24)
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn a_network_may_have_a_mask() {
+        assert_eq!(config("--net 10.9.0.0/255.255.0.0").unwrap().prefix_len, 16);
+        assert!(config("--net 10.9.0.0/255.0.255.0").unwrap_err().contains("such as 10.0.2.0/24"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_on_one_line() {
+        for (options, words) in [
+            ("--mtu 100", "576 to 65520"),
+            ("--host 10.9.9.9", "such as 10.0.2.2"),
+            ("--net 10.0.2.0", "such as 10.0.2.0/24"),
+            ("--net 10.0.2.0/33", "such as 10.0.2.0/24"),
+            ("--hostfwd tcp::80", "such as tcp:127.0.0.1:10022-:22"),
+            ("--hostfwd tcp::80-:0", "a number from 1 to 65535"),
+            ("--dns-upstream one.one", "such as 9.9.9.9"),
+            ("--listen /tmp/sock", "unix:PATH"),
+            ("--listn unix:/tmp/sock", "--listen"),
+            ("--ready-fd 1", "--ready-fd"),
+            ("bogus", "bogus"),
+            ("exec --join /tmp/x --mtu 1400", "--join"),
+            ("run", "QEMU"),
+            ("ctl add-forward 80", "such as tcp:127.0.0.1:10022-:22"),
+        ] {
+            let why = config(options).expect_err(options);
+            assert!(why.contains(words) && !why.contains('\n'), "{options}: {why:?}");
+        }
+    }
+
+    #[test]
+    fn the_options_of_a_command_are_its_own() {
+        let Some(Command::Exec(exec)) = parse("usernet exec -v ping -c 1 -v host").unwrap().command else {
+            panic!("not exec");
+        };
+        assert_eq!(exec.command, ["ping", "-c", "1", "-v", "host"]);
+        assert_eq!(exec.verbosity.verbose, 1);
+        let Some(Command::Run(run)) = parse("usernet run --mtu 9000 -- qemu --mtu 1").unwrap().command else {
+            panic!("not run");
+        };
+        assert_eq!(run.command, ["qemu", "--mtu", "1"]);
+    }
+
+    #[test]
+    fn help_names_every_option_and_example() {
+        let mut command = Cli::command();
+        let help = command.render_long_help().to_string();
+        for word in ["--hostfwd", "--ready-fd", "exec", "run", "ctl", "Examples:", "Exit status"] {
+            assert!(help.contains(word), "{word}");
+        }
+        assert!(!help.contains("exec-guest"));
+    }
+}

@@ -1,0 +1,162 @@
+//! `usernet exec`: a command as a guest, in namespaces of its own.
+//!
+//! Two processes: the outer one has the network (or knows the daemon that does) and lives as long as
+//! the command; the inner one, this program started again so that it has a single thread, becomes the
+//! command. Between them is a socket:
+//!
+//! 1. inner: enters its namespaces, says so;
+//! 2. outer: maps the users, says so;
+//! 3. inner: makes a TAP device, offers it ([`crate::handover`]);
+//! 4. outer: plugs it in, answers with the lease;
+//! 5. inner: sets up the interface and resolv.conf, and becomes the command.
+//!
+//! Whichever goes, the other notices: the inner one by the signal that it asks for, the outer one by
+//! waiting for it.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode};
+
+use anyhow::{Context, Result, anyhow, bail};
+use netlink_packet_route::link::LinkAttribute;
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use usernet::link::tap::TapLink;
+use usernet::{GuestConfig, Network};
+
+use crate::args::{ControlPath, ExecArgs, ExecGuestArgs};
+use crate::handover::{self, Answer, Offer};
+use crate::netlink::Netlink;
+use crate::supervise::{exit_code, supervise};
+use crate::{control, namespace, sys};
+
+/// What the halves tell each other when a step is done.
+const DONE: [u8; 1] = [b'.'];
+
+/// The network that the guest is plugged in to, and what keeps it there.
+enum Home {
+    Own(Network),
+    Joined(UnixStream),
+}
+
+/// The outer half.
+pub(crate) fn run(args: &ExecArgs) -> Result<ExitCode> {
+    let config = args.network.config()?;
+    let hostname = config.hostname.clone();
+    // Before any thread: the signal that ends the command comes when the thread that started it ends.
+    let (stream, mut child) = start_inner(&args.command)?;
+
+    let home = match &args.join {
+        None => Home::Own(Network::start(config)?),
+        Some(ControlPath(path)) => Home::Joined(UnixStream::connect(path).with_context(|| {
+            format!("no daemon answers at {} (start one with `usernet --control unix:PATH`)", path.display())
+        })?),
+    };
+    if !settle(&stream, &child, &home, hostname)? {
+        // It has said why itself.
+        return Ok(exit_code(child.wait()?));
+    }
+    drop(stream);
+    let code = supervise(child)?;
+    if let Home::Own(network) = home {
+        network.shutdown();
+    }
+    Ok(code)
+}
+
+fn start_inner(command: &[OsString]) -> Result<(UnixStream, Child)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let shell = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
+    fcntl_setfd(&theirs, FdFlags::empty())?;
+    let child = Command::new("/proc/self/exe")
+        .arg("exec-guest")
+        .arg(format!("--socket={}", theirs.as_raw_fd()))
+        .arg("--")
+        .args(if command.is_empty() { &shell } else { command })
+        .spawn()
+        .context("cannot start this program again")?;
+    Ok((ours, child))
+}
+
+/// Gives the inner half all that it needs; whether it was still there to take it.
+fn settle(mut stream: &UnixStream, child: &Child, home: &Home, hostname: Option<String>) -> Result<bool> {
+    if stream.read(&mut [0])? == 0 {
+        return Ok(false);
+    }
+    namespace::map_ids(child.id())?;
+    stream.write_all(&DONE)?;
+    let Some((offer, tap)) = handover::receive_offer(stream)? else { return Ok(false) };
+    let offer = Offer { hostname, ..offer };
+    let answer = match home {
+        Home::Own(network) => Answer::Welcome(control::plug_in(network.handle(), &offer, tap)?.1),
+        Home::Joined(daemon) => {
+            handover::send_offer(daemon, &offer, tap.as_fd())?;
+            handover::receive_answer(daemon)?.context("the daemon has gone")?
+        }
+    };
+    if let Answer::Refused { error } = answer {
+        bail!("the daemon refuses the guest: {error}");
+    }
+    handover::send_answer(stream, &answer)?;
+    Ok(true)
+}
+
+/// The inner half. It returns only when it fails, or quietly when the outer half has.
+pub(crate) fn guest(args: &ExecGuestArgs) -> Result<ExitCode> {
+    let mut stream = UnixStream::from(sys::inherited_fd(args.socket)?);
+    let (program, arguments) = args.command.split_first().context("there is no command")?;
+
+    namespace::enter()?;
+    // A new user namespace forgets this, so it comes after.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    stream.write_all(&DONE)?;
+    if stream.read(&mut [0])? == 0 {
+        return Ok(ExitCode::FAILURE);
+    }
+
+    let name = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
+    let offer = Offer { name, mac: handover::random_mac()?, hostname: None };
+    let interface = make_tap(&stream, &offer)?;
+    let Some(Answer::Welcome(lease)) = handover::receive_answer(&stream)? else {
+        return Ok(ExitCode::FAILURE);
+    };
+    configure(&interface, offer.mac, &lease).context("cannot set up the guest's interface")?;
+    if let Err(error) = namespace::cover_resolv_conf(&lease) {
+        eprintln!("usernet: warning: names will be looked up as on the host: {error:#}");
+    }
+    if let Err(error) = namespace::allow_ping() {
+        eprintln!("usernet: warning: ping may not work in the guest: {error}");
+    }
+
+    let error = Command::new(program).args(arguments).exec();
+    Err(anyhow!(error).context(format!("cannot run {}", program.display())))
+}
+
+/// Makes a TAP device in the current network namespace and sends it to the outer half, which alone
+/// keeps it. Returns its name.
+fn make_tap(stream: &UnixStream, offer: &Offer) -> Result<String> {
+    let (link, interface) = TapLink::open("tap0").map_err(|error| {
+        let way_out = match error.kind() {
+            io::ErrorKind::PermissionDenied => " (`sudo chmod 0666 /dev/net/tun` allows it)",
+            io::ErrorKind::NotFound => " (`sudo modprobe tun` makes the device)",
+            _ => "",
+        };
+        anyhow!("{error}{way_out}")
+    })?;
+    handover::send_offer(stream, offer, link.rx.as_fd())?;
+    Ok(interface)
+}
+
+fn configure(interface: &str, mac: [u8; 6], lease: &GuestConfig) -> io::Result<()> {
+    let netlink = Netlink::open()?;
+    netlink.set_up(netlink.index_of("lo")?, Vec::new())?;
+    let tap = netlink.index_of(interface)?;
+    let attributes = vec![LinkAttribute::Address(mac.to_vec()), LinkAttribute::Mtu(lease.mtu.into())];
+    netlink.set_up(tap, attributes)?;
+    netlink.add_address(tap, lease.address, lease.prefix_len)?;
+    netlink.add_default_route(lease.gateway)
+}
