@@ -4,8 +4,8 @@ use std::io::IoSlice;
 
 use usernet_core::tcp::SeqNumber;
 
-/// Pieces that do not touch, at most. A guest that sends every second byte is asked again.
-const MAX_RUNS: usize = 256;
+/// Runs that do not touch, at most. A guest that sends every second byte is asked for the rest again.
+const MAX_RUNS: usize = 64;
 
 /// Bytes of one flow that wait for earlier ones, by sequence number; bounded, and nothing at all
 /// while segments come in order.
@@ -41,14 +41,18 @@ impl Kept {
         self.len == 0
     }
 
-    /// Copies the bytes in `parts` to position `at`. Where something is held already it stays.
-    /// Returns whether all of it is held now; when the bound is reached, the rest is not.
-    pub fn keep(&mut self, mut at: SeqNumber, parts: &[IoSlice<'_>]) -> bool {
-        parts.iter().all(|part| {
-            let kept = self.keep_part(at, part);
-            at += wire_len(part.len());
-            kept
-        })
+    /// Copies the bytes in `parts` to position `at`; where something is held already, that stays.
+    /// Returns how many of them are held now, from the first on: all, unless a bound is reached.
+    pub fn keep(&mut self, at: SeqNumber, parts: &[IoSlice<'_>]) -> usize {
+        let mut kept = 0;
+        for part in parts {
+            let len = self.keep_part(at + wire_len(kept), part);
+            kept += len;
+            if len < part.len() {
+                break;
+            }
+        }
+        kept
     }
 
     /// Pushes the slices in which the bytes from `at` on lie, up to the first gap and at most `max`
@@ -84,33 +88,50 @@ impl Kept {
         }
     }
 
-    fn keep_part(&mut self, mut at: SeqNumber, mut bytes: &[u8]) -> bool {
-        while !bytes.is_empty() {
+    fn keep_part(&mut self, at: SeqNumber, bytes: &[u8]) -> usize {
+        let mut kept = 0;
+        while kept < bytes.len() {
+            let (at, rest) = (at + wire_len(kept), bytes.get(kept..).unwrap_or_default());
             let index = self.runs.partition_point(|run| run.end() <= at);
             let gap = match self.runs.get(index) {
                 Some(run) if run.at <= at => {
-                    let held = run.end() - at;
-                    at += held;
-                    bytes = bytes.get(held as usize..).unwrap_or_default();
+                    kept += rest.len().min((run.end() - at) as usize);
                     continue;
                 }
-                Some(run) => bytes.len().min((run.at - at) as usize),
-                None => bytes.len(),
+                Some(run) => rest.len().min((run.at - at) as usize),
+                None => rest.len(),
             };
-            let (new, rest) = bytes.split_at(gap);
-            if self.len + new.len() > self.bound {
-                return false;
-            }
-            let room_for_a_run = self.runs.len() < MAX_RUNS;
-            let previous = index.checked_sub(1).and_then(|index| self.runs.get_mut(index));
-            match previous.filter(|run| run.end() == at) {
-                Some(run) => run.bytes.extend_from_slice(new),
-                None if room_for_a_run => self.runs.insert(index, Run { at, bytes: new.to_vec() }),
-                None => return false,
+            let new = rest.get(..gap).unwrap_or(rest);
+            if self.len + new.len() > self.bound || !self.insert(index, at, new) {
+                break;
             }
             self.len += new.len();
-            at += wire_len(new.len());
-            bytes = rest;
+            kept += new.len();
+        }
+        kept
+    }
+
+    /// Puts `bytes` into the gap before run `index`.
+    fn insert(&mut self, index: usize, at: SeqNumber, bytes: &[u8]) -> bool {
+        let previous = index.checked_sub(1).and_then(|index| self.runs.get_mut(index));
+        if let Some(run) = previous.filter(|run| run.end() == at) {
+            run.bytes.extend_from_slice(bytes);
+            return true;
+        }
+        self.runs.insert(index, Run { at, bytes: bytes.to_vec() });
+        if self.runs.len() > MAX_RUNS {
+            // Runs that came to touch are joined only now, so that each byte is moved seldom.
+            self.runs.dedup_by(|next, run| {
+                let touch = run.end() == next.at;
+                if touch {
+                    run.bytes.append(&mut next.bytes);
+                }
+                touch
+            });
+        }
+        if self.runs.len() > MAX_RUNS {
+            self.runs.remove(index);
+            return false;
         }
         true
     }
