@@ -19,6 +19,7 @@
 //! Nothing here decides: destinations are classified, retries timed and errors turned into packets
 //! elsewhere. What the host refuses comes out as a [`usernet_core::host::HostError`].
 
+mod addresses;
 mod datagram;
 pub mod epoll;
 mod error;
@@ -31,4 +32,5 @@ mod sys;
 pub mod tcp;
 pub mod udp;
 
+pub use addresses::addresses;
 pub use datagram::{Envelope, Icmp, QueuedError, Received};

@@ -36,8 +36,8 @@ pub struct LeaseInfo {
     pub mac: String,
     /// The host name that the guest gave.
     pub hostname: Option<String>,
-    /// Seconds until the lease ends.
-    pub expires_in: u64,
+    /// Seconds until the lease ends; none: it lasts as long as the guest is there.
+    pub expires_in: Option<u64>,
 }
 
 /// A flow through the network.
@@ -45,8 +45,8 @@ pub struct LeaseInfo {
 pub struct FlowInfo {
     /// `tcp`, `udp` or `icmp`.
     pub protocol: String,
-    /// The guest's port.
-    pub port: u32,
+    /// The guest's port; none while its guest has not been found.
+    pub port: Option<u32>,
     /// The guest's end (for ICMP, the identifier stands for the port).
     pub guest: SocketAddr,
     /// The other end, as the guest sees it; none for a UDP flow, which may have many.

@@ -1,9 +1,11 @@
 //! A user network for virtual machines: the library that a VMM embeds.
 
+mod capture;
 mod config;
 mod forward;
 mod info;
 mod network;
+mod worker;
 
 pub use config::{Config, ConfigError};
 pub use forward::{ForwardProtocol, ForwardRule, ParseForwardError};

@@ -1,0 +1,178 @@
+//! Forwarded ports: connections and datagrams from the host to a guest.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+
+use usernet_core::table::Endpoint;
+use usernet_host::epoll::Interest;
+use usernet_host::listen::{Accept, TcpForward};
+use usernet_host::udp::UdpEnd;
+
+use super::{Worker, token};
+use crate::{Error, ForwardInfo, ForwardProtocol, ForwardRule};
+
+/// Connections or datagrams that one forward may hand in before the others have their turn.
+const BUDGET: usize = 64;
+const MAX_DATAGRAM: usize = 65_507;
+
+/// A bound socket of a forwarded port.
+pub(crate) enum Listener {
+    Tcp(TcpForward),
+    Udp(UdpEnd),
+}
+
+impl Listener {
+    /// Binds what `rule` asks for.
+    pub(crate) fn bind(rule: &ForwardRule) -> Result<Self, Error> {
+        let addr = SocketAddr::new(rule.host_addr, rule.host_port);
+        let bound = match rule.protocol {
+            ForwardProtocol::Tcp => TcpForward::bind(addr).map(Self::Tcp),
+            ForwardProtocol::Udp => UdpEnd::forward(addr).map(Self::Udp),
+        };
+        bound.map_err(|error| Error::Forward(refusal(rule, &error)))
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        match self {
+            Self::Tcp(listener) => listener.local_addr(),
+            Self::Udp(end) => end.local_addr(),
+        }
+    }
+}
+
+/// Names the rule, the reason and the way out.
+fn refusal(rule: &ForwardRule, error: &io::Error) -> String {
+    let port = rule.host_port;
+    let way_out = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!(
+                "another program has the port; choose another one, or 0 for any (who has it: ss -lnp 'sport = {port}')"
+            )
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "ports under 1024 are for root; choose a higher one, or allow it: sysctl -w net.ipv4.ip_unprivileged_port_start={port}"
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            "the host has no such address; choose one that `ip address` lists, or leave it empty for all"
+                .to_owned()
+        }
+        _ => "choose another address or port".to_owned(),
+    };
+    format!("cannot forward {rule}: {error}: {way_out}")
+}
+
+/// A forwarded port.
+pub(crate) struct Forward {
+    listener: Listener,
+    protocol: ForwardProtocol,
+    guest: Endpoint,
+    accepted: u64,
+}
+
+impl Worker {
+    pub(super) fn add_forward(&mut self, rule: &ForwardRule, listener: Listener) -> io::Result<ForwardInfo> {
+        let id = self.next_forward;
+        let fd = match &listener {
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Udp(end) => end.as_fd(),
+        };
+        self.parts.poll.add(fd, token::FORWARD | u64::from(id), Interest::Read)?;
+        self.next_forward += 1;
+        let addr = rule.guest_addr.unwrap_or(self.parts.default_guest).into();
+        let guest = Endpoint { addr, port: rule.guest_port };
+        self.forwards.insert(id, Forward { listener, protocol: rule.protocol, guest, accepted: 0 });
+        Ok(self.forward_infos().into_iter().find(|info| info.id == id).expect("it was just inserted"))
+    }
+
+    pub(super) fn remove_forward(&mut self, id: u32) -> bool {
+        self.parts.core.remove_udp_forward(id);
+        self.forwards.remove(&id).is_some()
+    }
+
+    pub(super) fn forward_infos(&self) -> Vec<ForwardInfo> {
+        let info = |(id, forward): (&u32, &Forward)| ForwardInfo {
+            id: *id,
+            protocol: match forward.protocol {
+                ForwardProtocol::Tcp => "tcp".to_owned(),
+                ForwardProtocol::Udp => "udp".to_owned(),
+            },
+            host: forward.listener.local_addr(),
+            guest: forward.guest.to_socket_addr(),
+            accepted: forward.accepted,
+        };
+        self.forwards.iter().map(info).collect()
+    }
+
+    /// The UDP socket of a forward, for replies.
+    pub(super) fn forward_end(&self, id: u32) -> Option<&UdpEnd> {
+        match &self.forwards.get(&id)?.listener {
+            Listener::Udp(end) => Some(end),
+            Listener::Tcp(_) => None,
+        }
+    }
+
+    pub(super) fn read_forward(&mut self, id: u32) {
+        for _ in 0..BUDGET {
+            let Some(forward) = self.forwards.get(&id) else { return };
+            let more = match &forward.listener {
+                Listener::Tcp(_) => self.accept(id),
+                Listener::Udp(_) => self.receive_forwarded(id),
+            };
+            if !more {
+                return;
+            }
+        }
+        self.ready_forwards.push_back(id);
+    }
+
+    fn accept(&mut self, id: u32) -> bool {
+        let Some(Forward { listener: Listener::Tcp(listener), guest, accepted, .. }) =
+            self.forwards.get_mut(&id)
+        else {
+            return false;
+        };
+        match listener.accept() {
+            Ok(Accept::Accepted(connection)) => {
+                *accepted += 1;
+                let guest = *guest;
+                match self.parts.core.accept_tcp(guest, connection.peer, self.now) {
+                    Some(flow) => self.add_tcp(flow, connection.end, false),
+                    None => connection.end.reset(),
+                }
+                true
+            }
+            Ok(Accept::Empty) => false,
+            Ok(Accept::Exhausted) => {
+                tracing::warn!(forward = id, "no descriptors left: connections wait until a flow ends");
+                self.park(id);
+                false
+            }
+            Err(error) => {
+                tracing::warn!(forward = id, %error, "accept failed");
+                false
+            }
+        }
+    }
+
+    fn receive_forwarded(&mut self, id: u32) -> bool {
+        let Some(Forward { listener: Listener::Udp(end), guest, .. }) = self.forwards.get(&id) else {
+            return false;
+        };
+        while end.take_error(&mut []).is_some() {}
+        let mut buffer = vec![0; MAX_DATAGRAM];
+        let Ok(Some(received)) = end.receive(&mut [IoSliceMut::new(&mut buffer)]) else { return false };
+        let (guest, now) = (*guest, self.now);
+        let core = &mut self.parts.core;
+        if let Ok((port, headers)) =
+            core.udp_from_forward(id, guest, received.from, received.to, received.len, now)
+        {
+            let payload = buffer.get(..received.len).unwrap_or_default();
+            self.send(port, &[IoSlice::new(&headers), IoSlice::new(payload)], headers.offload);
+            if let Some(forward) = self.forwards.get_mut(&id) {
+                forward.accepted += 1;
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,251 @@
+//! A worker: one thread with its own epoll, which drives the core.
+//!
+//! It owns the links, the host ends of all flows and the core, so nothing on the path is locked. A turn
+//! is: wait; take in what has happened; read one batch from each link that is ready; do what the core
+//! answers with; hand what was gathered for the guests to their links. Whatever is edge-triggered and
+//! was not drained stays on a ready list, so work is in proportion to what is ready, and no guest or
+//! flow takes more than its share of a turn.
+
+mod command;
+mod datagram;
+mod forward;
+mod inspect;
+mod port;
+mod stream;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use tokio::runtime;
+use usernet_core::network::{Network, Output, TcpOp};
+use usernet_core::port::PortId;
+use usernet_core::table::{FlowId, FlowKind};
+use usernet_core::time::Instant;
+use usernet_dns::Resolver;
+use usernet_host::epoll::{Event, Events, Interest, Poll, Waker};
+
+use crate::capture::Capture;
+pub(crate) use command::{Command, Commands};
+use datagram::{PingSlot, UdpSlot};
+pub(crate) use forward::{Forward, Listener};
+use port::Port;
+use stream::TcpSlot;
+
+/// What an epoll event is about. Flows have tokens of their own, from 1 << 60 on.
+mod token {
+    pub(super) const WAKER: u64 = 0;
+    pub(super) const RX: u64 = 4 << 60;
+    pub(super) const TX: u64 = 5 << 60;
+    pub(super) const FORWARD: u64 = 6 << 60;
+    pub(super) const KIND: u64 = 0xf << 60;
+
+    /// The number below the kind.
+    pub(super) fn number(token: u64) -> u32 {
+        u32::try_from(token & u64::from(u32::MAX)).unwrap_or(u32::MAX)
+    }
+}
+
+/// A listener that found no descriptors left tries again after this.
+const PARKED: Duration = Duration::from_millis(500);
+
+/// What a worker is made of.
+pub(crate) struct Parts {
+    pub(crate) core: Network,
+    pub(crate) poll: Poll,
+    pub(crate) waker: Waker,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) replies: Commands,
+    pub(crate) resolver: Resolver,
+    pub(crate) runtime: runtime::Handle,
+    pub(crate) capture: Option<Capture>,
+    pub(crate) default_guest: std::net::Ipv4Addr,
+    pub(crate) origin: std::time::Instant,
+}
+
+pub(crate) struct Worker {
+    parts: Parts,
+    now: Instant,
+    ports: BTreeMap<PortId, Port>,
+    next_port: u32,
+    tcp: Vec<Option<TcpSlot>>,
+    udp: Vec<Option<UdpSlot>>,
+    ping: Vec<Option<PingSlot>>,
+    forwards: BTreeMap<u32, Forward>,
+    next_forward: u32,
+    /// Links with frames that were not read yet.
+    ready_links: VecDeque<PortId>,
+    /// Links that were given frames in this turn.
+    unflushed_links: Vec<PortId>,
+    /// UDP and ping sockets with messages that were not read yet.
+    ready_flows: VecDeque<FlowId>,
+    /// Forwards with connections or datagrams that were not taken yet.
+    ready_forwards: VecDeque<u32>,
+    /// Listeners that wait for descriptors.
+    parked: Vec<u32>,
+    unpark_at: Option<Instant>,
+    /// Frames that links which went had dropped.
+    link_drops: u64,
+    names_changed: bool,
+    stop: bool,
+}
+
+impl Worker {
+    pub(crate) fn new(parts: Parts) -> io::Result<Self> {
+        parts.poll.add(&parts.waker, token::WAKER, Interest::Read)?;
+        Ok(Self {
+            parts,
+            now: Instant::ZERO,
+            ports: BTreeMap::new(),
+            next_port: 1,
+            tcp: Vec::new(),
+            udp: Vec::new(),
+            ping: Vec::new(),
+            forwards: BTreeMap::new(),
+            next_forward: 1,
+            ready_links: VecDeque::new(),
+            unflushed_links: Vec::new(),
+            ready_flows: VecDeque::new(),
+            ready_forwards: VecDeque::new(),
+            parked: Vec::new(),
+            unpark_at: None,
+            link_drops: 0,
+            names_changed: false,
+            stop: false,
+        })
+    }
+
+    /// Runs until it is told to stop.
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(256);
+        while !self.stop {
+            if let Err(error) = self.turn(&mut events) {
+                tracing::error!(%error, "the worker's epoll has failed");
+                break;
+            }
+        }
+        for port in self.ports.keys().copied().collect::<Vec<_>>() {
+            self.detach(port, "the network was shut down");
+        }
+        self.drain_outputs();
+    }
+
+    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+        self.parts.poll.wait(events, self.timeout())?;
+        self.now = self.clock();
+        for event in events.iter() {
+            self.handle_event(event);
+        }
+        self.read_links();
+        self.read_flows();
+        self.read_forwards();
+        if self.parts.core.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.parts.core.handle_timeout(self.now);
+        }
+        self.drain_outputs();
+        self.flush_links();
+        self.tell_names();
+        Ok(())
+    }
+
+    fn clock(&self) -> Instant {
+        let elapsed = self.parts.origin.elapsed().as_micros();
+        Instant::from_micros(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let busy = [self.ready_links.len(), self.ready_flows.len(), self.ready_forwards.len()];
+        if busy.iter().any(|len| *len > 0) {
+            return Some(Duration::ZERO);
+        }
+        let next = [self.parts.core.poll_timeout(), self.unpark_at].into_iter().flatten().min()?;
+        Some(next.since(self.clock()))
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        if let Some(flow) = FlowId::from_token(event.token) {
+            match flow.kind {
+                FlowKind::Tcp => self.tcp_ready(flow, event),
+                FlowKind::Udp | FlowKind::Ping => self.datagram_ready(flow, event),
+            }
+            return;
+        }
+        let number = token::number(event.token);
+        match event.token & token::KIND {
+            token::RX => self.link_readable(PortId(number)),
+            token::TX => self.link_writable(PortId(number)),
+            token::FORWARD => self.ready_forwards.push_back(number),
+            _ => self.handle_commands(),
+        }
+    }
+
+    fn read_forwards(&mut self) {
+        if self.unpark_at.is_some_and(|at| at <= self.now) {
+            self.unpark_at = None;
+            self.ready_forwards.extend(self.parked.drain(..));
+        }
+        for _ in 0..self.ready_forwards.len() {
+            let Some(forward) = self.ready_forwards.pop_front() else { break };
+            self.read_forward(forward);
+        }
+    }
+
+    /// Parks a listener that found no descriptors left: it would be told of nothing, or spin.
+    fn park(&mut self, forward: u32) {
+        self.parked.push(forward);
+        self.unpark_at = Some(self.now + PARKED);
+    }
+
+    fn drain_outputs(&mut self) {
+        while let Some(output) = self.parts.core.poll_output(self.now) {
+            match output {
+                Output::Frame { port, frame, offload } => {
+                    self.send(port, &[io::IoSlice::new(&frame)], offload);
+                }
+                Output::Headers { port, headers } => {
+                    self.send(port, &[io::IoSlice::new(&headers)], headers.offload);
+                }
+                Output::Tcp { flow, op: TcpOp::Peek { port, at, max, segment } } => {
+                    self.peek(flow, port, at, max, segment);
+                }
+                Output::Tcp { flow, op } => self.tcp_op(flow, op),
+                Output::Close(flow) => self.close(flow),
+                Output::LeasesChanged => self.names_changed = true,
+                Output::MacConflict { port, other, mac } => tracing::warn!(
+                    %port, %other, %mac,
+                    "two guests have the same MAC address; give each its own (QEMU: -device ...,mac=)"
+                ),
+            }
+        }
+    }
+
+    fn close(&mut self, flow: FlowId) {
+        let index = flow.index as usize;
+        match flow.kind {
+            FlowKind::Tcp => {}
+            FlowKind::Udp => drop(self.udp.get_mut(index).and_then(Option::take)),
+            FlowKind::Ping => drop(self.ping.get_mut(index).and_then(Option::take)),
+        }
+    }
+
+    /// Tells the resolver which names the leases hold.
+    fn tell_names(&mut self) {
+        if !std::mem::take(&mut self.names_changed) {
+            return;
+        }
+        let leases = self.parts.core.leases(self.now);
+        let names =
+            leases.filter_map(|lease| Some((lease.hostname.clone()?, lease.address.into()))).collect();
+        self.parts.resolver.set_names(names);
+    }
+}
+
+/// The slot at `index`, which grows the table when it must.
+fn slot<T>(slots: &mut Vec<Option<T>>, index: u32) -> &mut Option<T> {
+    let index = index as usize;
+    if index >= slots.len() {
+        slots.resize_with(index + 1, || None);
+    }
+    slots.get_mut(index).expect("the table has just grown to it")
+}

@@ -1,0 +1,343 @@
+//! Guests' links: reading batches of frames, and giving frames to guests.
+
+use std::io::{IoSlice, IoSliceMut};
+
+use tokio::sync::oneshot;
+use usernet_core::drops::DropReason;
+use usernet_core::network::Verdict;
+use usernet_core::offload::Offload;
+use usernet_core::port::PortId;
+use usernet_core::table::FlowId;
+use usernet_core::wire::Headers;
+use usernet_host::epoll::Interest;
+use usernet_link::{Link, LinkError, LinkRx, LinkTx, RxFrame};
+
+use super::stream::Gathered;
+use super::{Worker, token};
+use crate::capture;
+
+/// Batches that one link may hand in before the others have their turn.
+const BATCHES: usize = 4;
+
+/// A guest's link.
+pub(crate) struct Port {
+    /// Not there while a batch of it is being looked at.
+    rx: Option<Box<dyn LinkRx>>,
+    tx: Box<dyn LinkTx>,
+    pub(super) kind: &'static str,
+    pub(super) name: String,
+    pub(super) tx_frames: u64,
+    pub(super) tx_bytes: u64,
+    ready: bool,
+    unflushed: bool,
+    /// The system takes no more now: an event tells when it does.
+    full: bool,
+    waiting: Vec<FlowId>,
+    pub(super) watchers: Vec<oneshot::Sender<String>>,
+}
+
+impl Worker {
+    pub(super) fn attach(&mut self, link: Link, name: String) -> std::io::Result<PortId> {
+        let port = PortId(self.next_port);
+        let link = match &self.parts.capture {
+            Some(capture) => {
+                let interface = format!("{} {name}", link.kind);
+                capture::wrap(link, capture, &interface)
+            }
+            None => link,
+        };
+        self.parts.poll.add(link.rx.as_fd(), token::RX | u64::from(port.0), Interest::Read)?;
+        self.next_port += 1;
+        self.parts.core.add_port(port);
+        tracing::info!(%port, kind = link.kind, name, "guest attached");
+        let port_entry = Port {
+            rx: Some(link.rx),
+            tx: link.tx,
+            kind: link.kind,
+            name,
+            tx_frames: 0,
+            tx_bytes: 0,
+            ready: false,
+            unflushed: false,
+            full: false,
+            waiting: Vec::new(),
+            watchers: Vec::new(),
+        };
+        self.ports.insert(port, port_entry);
+        Ok(port)
+    }
+
+    /// Takes a guest off the network.
+    pub(super) fn detach(&mut self, port: PortId, reason: &str) -> bool {
+        let Some(entry) = self.ports.remove(&port) else { return false };
+        tracing::info!(%port, kind = entry.kind, name = entry.name, reason, "guest detached");
+        self.link_drops += entry.link_drops();
+        self.parts.core.remove_port(port);
+        for watcher in entry.watchers {
+            // Whoever asked may have stopped waiting.
+            let _ = watcher.send(reason.to_owned());
+        }
+        true
+    }
+
+    pub(super) fn link_readable(&mut self, port: PortId) {
+        if let Some(entry) = self.ports.get_mut(&port)
+            && !entry.ready
+        {
+            entry.ready = true;
+            self.ready_links.push_back(port);
+        }
+    }
+
+    pub(super) fn link_writable(&mut self, port: PortId) {
+        let Some(entry) = self.ports.get_mut(&port) else { return };
+        if !entry.full {
+            return;
+        }
+        match entry.tx.flush() {
+            Ok(true) => self.link_space(port),
+            Ok(false) => {}
+            Err(error) => self.link_ended(port, &error),
+        }
+    }
+
+    /// A link has room again: flows that waited for it go on.
+    fn link_space(&mut self, port: PortId) {
+        let Some(entry) = self.ports.get_mut(&port) else { return };
+        entry.full = false;
+        // It was added when the link was found full.
+        let _ = self.parts.poll.remove(entry.tx.as_fd());
+        for flow in std::mem::take(&mut entry.waiting) {
+            self.link_has_space(flow);
+        }
+    }
+
+    /// Reads from each ready link in turn.
+    pub(super) fn read_links(&mut self) {
+        for _ in 0..self.ready_links.len() {
+            let Some(port) = self.ready_links.pop_front() else { break };
+            let Some(mut rx) = self.ports.get_mut(&port).and_then(|entry| entry.rx.take()) else { continue };
+            let outcome = self.read_link(port, &mut *rx);
+            let Some(entry) = self.ports.get_mut(&port) else { continue };
+            entry.rx = Some(rx);
+            match outcome {
+                Ok(true) => self.ready_links.push_back(port),
+                Ok(false) => entry.ready = false,
+                Err(error) => self.link_ended(port, &error),
+            }
+        }
+    }
+
+    /// Returns whether there may be more to read.
+    fn read_link(&mut self, port: PortId, rx: &mut dyn LinkRx) -> Result<bool, LinkError> {
+        for _ in 0..BATCHES {
+            let Some(frames) = rx.receive()? else { return Ok(false) };
+            self.handle_batch(port, rx, frames);
+            self.drain_outputs();
+            if !self.ports.contains_key(&port) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn handle_batch(&mut self, port: PortId, rx: &dyn LinkRx, frames: usize) {
+        let mut gathered: Vec<Gathered<'_>> = Vec::new();
+        let mut slices = Vec::new();
+        for index in 0..frames {
+            let verdict = self.parts.core.handle_frame(port, &RxFrame { rx, index }, self.now);
+            slices.clear();
+            match verdict {
+                Verdict::Done | Verdict::Dropped(_) => {}
+                Verdict::Tcp { flow, payload, at } => {
+                    let batch = match gathered.iter().position(|batch| batch.flow == flow) {
+                        Some(position) => gathered.get_mut(position),
+                        None => {
+                            gathered.push(Gathered { flow, at, len: 0, slices: Vec::new() });
+                            gathered.last_mut()
+                        }
+                    };
+                    if let Some(batch) = batch {
+                        batch.len += payload.len();
+                        rx.slices(index, payload, &mut batch.slices);
+                    }
+                }
+                Verdict::Keep { flow, payload, at } => {
+                    rx.slices(index, payload, &mut slices);
+                    self.keep(flow, at, &slices);
+                }
+                Verdict::Udp { flow, via, to, payload, ttl } => {
+                    rx.slices(index, payload, &mut slices);
+                    self.send_udp(flow, via, to, &slices, ttl);
+                }
+                Verdict::Ping { flow, ident, to, message, ttl } => {
+                    let mut header = [0; usernet_core::wire::ICMP_HEADER_LEN];
+                    rx.copy_to(index, message.start, &mut header);
+                    rx.slices(index, message, &mut slices);
+                    self.send_ping(flow, ident, to, header, &slices, ttl);
+                }
+                Verdict::Dns { query, payload } => {
+                    let mut message = vec![0; payload.len()];
+                    rx.copy_to(index, payload.start, &mut message);
+                    self.ask_dns(query, message);
+                }
+                Verdict::Reply { headers, payload } => {
+                    slices.push(IoSlice::new(&headers));
+                    rx.slices(index, payload, &mut slices);
+                    self.send(port, &slices, headers.offload);
+                    // The headers go with this frame.
+                    slices = Vec::new();
+                }
+                Verdict::Relay(to) => {
+                    rx.slices(index, 0..rx.frame_len(index), &mut slices);
+                    self.send(to, &slices, rx.offload(index));
+                }
+                Verdict::Flood => {
+                    rx.slices(index, 0..rx.frame_len(index), &mut slices);
+                    let others: Vec<PortId> = self.ports.keys().copied().filter(|to| *to != port).collect();
+                    for to in others {
+                        self.send(to, &slices, rx.offload(index));
+                    }
+                }
+            }
+        }
+        for batch in gathered {
+            self.write_gathered(batch);
+        }
+    }
+
+    /// Gives a whole frame to a guest. Without room it is dropped and counted.
+    pub(super) fn send(&mut self, port: PortId, frame: &[IoSlice<'_>], offload: Offload) {
+        let Some(entry) = self.ports.get_mut(&port) else { return };
+        let len = frame.iter().map(|part| part.len()).sum();
+        let outcome = entry.with_room(|tx| match tx.send(frame, offload) {
+            Ok(true) => Room::Used(Ok(len)),
+            Ok(false) => Room::None,
+            Err(error) => Room::Used(Err(error)),
+        });
+        if let Some(Sent::Full | Sent::Never) = self.sent(port, outcome) {
+            self.parts.core.count_drop(port, DropReason::LinkFull);
+        }
+    }
+
+    /// Takes note of what was given to a link.
+    pub(super) fn sent(&mut self, port: PortId, outcome: Result<Sent, LinkError>) -> Option<Sent> {
+        let entry = self.ports.get_mut(&port)?;
+        match &outcome {
+            Ok(Sent::Bytes(len)) => {
+                entry.tx_frames += 1;
+                entry.tx_bytes += *len as u64;
+                if !std::mem::replace(&mut entry.unflushed, true) {
+                    self.unflushed_links.push(port);
+                }
+            }
+            Ok(Sent::Full) => {
+                if !std::mem::replace(&mut entry.full, true)
+                    && let Err(error) =
+                        self.parts.poll.add(entry.tx.as_fd(), token::TX | u64::from(port.0), Interest::Write)
+                {
+                    self.link_ended(port, &error.into());
+                    return None;
+                }
+            }
+            Ok(Sent::Nothing | Sent::Never) => {}
+            Err(error) => {
+                self.link_ended(port, error);
+                return None;
+            }
+        }
+        outcome.ok()
+    }
+
+    pub(super) fn flush_links(&mut self) {
+        for port in std::mem::take(&mut self.unflushed_links) {
+            let Some(entry) = self.ports.get_mut(&port) else { continue };
+            entry.unflushed = false;
+            if entry.full {
+                continue;
+            }
+            let outcome = entry.tx.flush().map(|all| if all { Sent::Nothing } else { Sent::Full });
+            self.sent(port, outcome);
+        }
+    }
+
+    fn link_ended(&mut self, port: PortId, error: &LinkError) {
+        match error {
+            LinkError::Closed => {}
+            error => tracing::warn!(%port, %error, "link ended"),
+        }
+        self.detach(port, &error.to_string());
+    }
+}
+
+/// What became of something that was to go to a guest.
+pub(super) enum Sent {
+    /// A frame of this many bytes went into the link.
+    Bytes(usize),
+    /// There was nothing to send.
+    Nothing,
+    /// The link has no room until an event tells.
+    Full,
+    /// An empty link has no room for it either.
+    Never,
+}
+
+/// How a try to use a link's room went.
+enum Room {
+    Used(Result<usize, LinkError>),
+    Unused,
+    None,
+}
+
+impl Port {
+    /// Fills room in the link: up to `max` bytes of payload in wire packets of `segment` bytes, with
+    /// room for headers in front. `fill` puts payload there and returns the headers and how much it
+    /// was, or nothing.
+    pub(super) fn fill(
+        &mut self,
+        (header_len, segment, max): (usize, usize, usize),
+        fill: impl FnOnce(&mut Vec<IoSliceMut<'_>>) -> Option<(Headers, usize)>,
+    ) -> Result<Sent, LinkError> {
+        let mut fill = Some(fill);
+        self.with_room(|tx| {
+            let mut room = Vec::new();
+            if tx.reserve(header_len, segment, max, &mut room) == 0 {
+                return Room::None;
+            }
+            let filled = fill.take().and_then(|fill| fill(&mut room));
+            drop(room);
+            match filled {
+                Some((headers, len)) => {
+                    Room::Used(tx.commit(&headers, len, headers.offload).map(|()| headers.len() + len))
+                }
+                None => Room::Unused,
+            }
+        })
+    }
+
+    /// Tries to use the link's room, and once more after a flush when there was none.
+    fn with_room(&mut self, mut attempt: impl FnMut(&mut dyn LinkTx) -> Room) -> Result<Sent, LinkError> {
+        for _ in 0..2 {
+            match attempt(&mut *self.tx) {
+                Room::Used(outcome) => return outcome.map(Sent::Bytes),
+                Room::Unused => return Ok(Sent::Nothing),
+                Room::None if self.full => return Ok(Sent::Full),
+                Room::None => {}
+            }
+            if !self.tx.flush()? {
+                return Ok(Sent::Full);
+            }
+        }
+        Ok(Sent::Never)
+    }
+
+    /// Frames that the link itself has dropped: what a device would not take, or nobody could cut.
+    pub(super) fn link_drops(&self) -> u64 {
+        self.rx.as_ref().map_or(0, |rx| rx.dropped()) + self.tx.dropped()
+    }
+
+    /// Remembers a flow that waits for room.
+    pub(super) fn wait(&mut self, flow: FlowId) {
+        self.waiting.push(flow);
+    }
+}
