@@ -57,9 +57,9 @@ pub(crate) enum Command {
 pub(crate) struct DaemonArgs {
     /// Listen for guests on a stream socket; repeatable
     ///
-    /// unix:PATH or tcp:ADDRESS:PORT. The default, when nothing is connected to either, is a Unix
-    /// socket in a folder of yours: $XDG_RUNTIME_DIR/usernet, or usernet-UID under the temporary
-    /// directory. A guest speaks QEMU's framing: four bytes of length before each Ethernet frame.
+    /// unix:PATH or tcp:ADDRESS:PORT. Without this and --connect, it is a Unix socket in a folder of
+    /// yours: $XDG_RUNTIME_DIR/usernet, or usernet-UID under the temporary directory. A guest speaks
+    /// QEMU's framing: four bytes of length before each Ethernet frame.
     #[arg(long, value_name = "unix:PATH|tcp:ADDR:PORT")]
     pub(crate) listen: Vec<Endpoint>,
     /// Connect to a guest that listens; repeatable
@@ -103,7 +103,7 @@ pub(crate) struct ExecArgs {
     #[command(flatten)]
     pub(crate) verbosity: Verbosity,
     /// The command and its arguments [default: $SHELL]
-    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -130,7 +130,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) verbosity: Verbosity,
     /// The QEMU command and its arguments
-    #[arg(trailing_var_arg = true, required = true, value_name = "QEMU")]
+    #[arg(trailing_var_arg = true, required = true, value_name = "QEMU", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -191,8 +191,8 @@ pub(crate) struct NetworkArgs {
 /// How much to say.
 #[derive(Debug, Args)]
 pub(crate) struct Verbosity {
-    /// Say more on stderr: lifecycles, -vv flows, -vvv packets
-    #[arg(short, long, action = ArgAction::Count)]
+    /// Say more on stderr; repeat it for still more
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Options")]
     pub(crate) verbose: u8,
 }
 

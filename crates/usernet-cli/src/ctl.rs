@@ -95,7 +95,7 @@ fn table(request: &CtlRequest, answer: &[u8]) -> Result<String> {
                     lease.mac,
                     lease.hostname.unwrap_or_else(none),
                     lease.port.to_string(),
-                    duration(lease.expires_in),
+                    lease.expires_in.map_or_else(none, duration),
                 ]
             }),
         ),
@@ -104,7 +104,7 @@ fn table(request: &CtlRequest, answer: &[u8]) -> Result<String> {
             parse::<Vec<FlowInfo>>(answer)?.into_iter().map(|flow| {
                 [
                     flow.protocol,
-                    flow.port.to_string(),
+                    flow.port.map_or_else(none, |port| port.to_string()),
                     flow.guest.to_string(),
                     flow.peer.map_or_else(none, |peer| peer.to_string()),
                     flow.origin,
