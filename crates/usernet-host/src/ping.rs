@@ -125,6 +125,9 @@ impl PingEnd {
         };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = net::socket_with(family, SocketType::DGRAM, flags, Some(protocol))?;
+        // On by default here, and it would let two sockets share an identifier, of which one gets
+        // all replies.
+        net::sockopt::set_socket_reuseaddr(&fd, false)?;
         datagram::report_errors(&fd, family, true)?;
         sys::set_int(&fd, hops.0, hops.1, 1)?;
         net::bind(&fd, &SocketAddr::new(source, ident))?;

@@ -1,5 +1,7 @@
 //! Running out of descriptors, alone in its process.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, TcpStream};

@@ -1,5 +1,7 @@
 //! The store for what came out of order, against a plain map of positions.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::collections::BTreeMap;

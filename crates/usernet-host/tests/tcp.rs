@@ -1,5 +1,7 @@
 //! TCP host ends against real sockets on the loopback.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};

@@ -1,5 +1,7 @@
 //! UDP host ends against real sockets on the loopback.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::io::{IoSlice, IoSliceMut};

@@ -1,4 +1,5 @@
 //! What the tests of host ends share: pairs of connected sockets, and waiting with a deadline.
+#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -34,6 +35,7 @@ impl Watch {
     }
 
     /// Waits for the first event that `wanted` accepts.
+    #[track_caller]
     pub(crate) fn until(&mut self, mut wanted: impl FnMut(Event) -> bool) -> Event {
         let deadline = Instant::now() + PATIENCE;
         loop {

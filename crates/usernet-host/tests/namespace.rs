@@ -1,0 +1,184 @@
+//! What needs a network of its own: ping sockets, and a router that says no.
+//!
+//! The tests marked as ignored run inside: `inside` lays out a namespace and starts this file's
+//! program there again.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use support::{Watch, connect};
+use usernet_core::host::HostError;
+use usernet_host::ping::{PingEnd, ping_allowed};
+use usernet_host::tcp::TcpEnd;
+use usernet_host::udp::UdpEnd;
+use usernet_host::{Envelope, Icmp, QueuedError};
+
+/// 10.9.0.1 is here, 10.9.0.2 the router, and behind it lie places that it treats each in its way.
+const NETWORK: &str = r#"
+    set -e
+    mount -t tmpfs none /run
+    ip link set lo up
+    ip netns add router
+    ip link add here type veth peer name there netns router
+    ip addr add 10.9.0.1/24 dev here
+    ip link set here up
+    ip route add default via 10.9.0.2
+    ip -n router addr add 10.9.0.2/24 dev there
+    ip -n router link set there up
+    ip -n router route add prohibit 10.9.1.0/24
+    ip -n router route add unreachable 10.9.2.0/24
+    ip -n router route add blackhole 10.9.3.0/24
+    ip -n router route add default via 10.9.0.1
+    ip netns exec router sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/icmp_ratemask'
+    if [ "$PING" = yes ]; then echo 0 0 > /proc/sys/net/ipv4/ping_group_range; fi
+    exec "$@"
+"#;
+
+const ROUTER: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)));
+const PROHIBITED: &str = "10.9.1.1:80";
+const UNREACHABLE: &str = "10.9.2.1:80";
+const SILENT: &str = "10.9.3.1:80";
+const FAR_AWAY: &str = "10.9.4.1:80";
+
+/// Runs one of the ignored tests in a namespace, where it may or may not open ping sockets.
+fn inside(test: &str, ping: &str) {
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "sh", "-c", NETWORK, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", test])
+        .env("PING", ping)
+        .output()
+        .expect("unshare (util-linux) runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let passed = output.status.success() && text.contains("1 passed");
+    assert!(passed, "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn ping() {
+    inside("inside_ping", "yes");
+}
+
+#[test]
+fn ping_forbidden() {
+    inside("inside_ping_forbidden", "no");
+}
+
+#[test]
+fn routers_that_say_no() {
+    inside("inside_routers_that_say_no", "yes");
+}
+
+fn envelope(to: &str) -> Envelope {
+    Envelope { to: to.parse().unwrap(), from: None, ttl: None, tos: 0 }
+}
+
+/// An echo request of sequence number 5 with an identifier and a checksum that are wrong.
+const REQUEST: [u8; 14] = *b"\x08\x00\xff\xff\xee\xee\x00\x05abcdef";
+
+/// Waits for an error.
+#[track_caller]
+fn ping_error(end: &PingEnd, request: &mut [u8]) -> QueuedError {
+    Watch::new(end).until(|event| event.error());
+    end.take_error(request).unwrap()
+}
+
+#[test]
+#[ignore = "run by `ping`"]
+fn inside_ping() {
+    assert_eq!(ping_allowed(), Ok(()));
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let end = PingEnd::open(any, 0x1234).unwrap();
+    assert_eq!(end.ident(), 0x1234);
+    let second = PingEnd::open(any, 0x1234).unwrap();
+    assert!(![0, 0x1234].contains(&second.ident()));
+
+    let (header, data) = REQUEST.split_at(8);
+    let mut reply = [0; 100];
+    assert_eq!(end.receive(&mut [IoSliceMut::new(&mut reply)]), Ok(None));
+    end.send(&[IoSlice::new(header), IoSlice::new(data)], &envelope("10.9.0.2:0")).unwrap();
+    Watch::new(&end).until(|event| event.readable());
+    let received = end.receive(&mut [IoSliceMut::new(&mut reply)]).unwrap().unwrap();
+    let reply = &reply[..received.len];
+    // Type 0, code 0, the identifier in its place.
+    assert_eq!((&reply[..2], &reply[4..]), (&[0, 0][..], &b"\x12\x34\x00\x05abcdef"[..]));
+    assert_eq!(received.from.ip(), ROUTER.unwrap());
+    assert_eq!(received.ttl, Some(64));
+
+    // Traceroute: the hops that run out on the way are told by whom.
+    let mut request = [0; 100];
+    end.send(&[IoSlice::new(&REQUEST)], &Envelope { ttl: Some(1), ..envelope(FAR_AWAY) }).unwrap();
+    let error = ping_error(&end, &mut request);
+    assert_eq!(error.icmp, Some(Icmp { kind: 11, code: 0, offender: ROUTER }));
+    assert_eq!(error.to.ip(), envelope(FAR_AWAY).to.ip());
+    assert_eq!(&request[4..error.len], b"\x12\x34\x00\x05abcdef");
+
+    end.send(&[IoSlice::new(&REQUEST)], &envelope(PROHIBITED)).unwrap();
+    let error = ping_error(&end, &mut request);
+    assert_eq!(error.error, HostError::Prohibited);
+    assert_eq!(error.icmp, Some(Icmp { kind: 3, code: 13, offender: ROUTER }));
+
+    let end = PingEnd::open("::".parse().unwrap(), 77).unwrap();
+    let mut request = REQUEST;
+    request[0] = 128;
+    end.send(&[IoSlice::new(&request)], &envelope("[::1]:0")).unwrap();
+    Watch::new(&end).until(|event| event.readable());
+    let mut reply = [0; 100];
+    let received = end.receive(&mut [IoSliceMut::new(&mut reply)]).unwrap().unwrap();
+    assert_eq!((reply[0], &reply[4..received.len]), (129, &b"\x00\x4d\x00\x05abcdef"[..]));
+    assert_eq!(received.ttl, Some(64));
+}
+
+#[test]
+#[ignore = "run by `ping_forbidden`"]
+fn inside_ping_forbidden() {
+    let forbidden = ping_allowed().unwrap_err();
+    assert_eq!(forbidden.error, HostError::Prohibited);
+    let text = forbidden.to_string();
+    // 1 to 0, as seen from here: none.
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap();
+    let range = range.trim().replace('\t', " ");
+    assert!(text.contains(&format!("is \"{range}\"")), "{text}");
+    assert!(text.ends_with(r#"sysctl -w net.ipv4.ping_group_range="0 2147483647""#), "{text}");
+    let end = PingEnd::open(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1);
+    assert_eq!(end.map(drop), Err(HostError::Prohibited));
+}
+
+#[test]
+#[ignore = "run by `routers_that_say_no`"]
+fn inside_routers_that_say_no() {
+    assert_eq!(connect(PROHIBITED.parse().unwrap()).map(drop), Err(HostError::Prohibited));
+    assert_eq!(connect(UNREACHABLE.parse().unwrap()).map(drop), Err(HostError::HostUnreachable));
+    let mut pending = TcpEnd::connect(SILENT.parse().unwrap(), None).unwrap();
+    assert_eq!(pending.finish_connect(), Ok(false));
+    assert_eq!(Watch::new(&pending).next_within(Duration::ZERO), None);
+
+    let end = UdpEnd::open(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).unwrap();
+    let outcomes = [
+        (envelope(PROHIBITED), HostError::Prohibited, (3, 13)),
+        (envelope(UNREACHABLE), HostError::HostUnreachable, (3, 1)),
+        (Envelope { ttl: Some(1), ..envelope(FAR_AWAY) }, HostError::HostUnreachable, (11, 0)),
+    ];
+    for (envelope, expected, (kind, code)) in outcomes {
+        end.send(&[IoSlice::new(b"hello")], &envelope).unwrap();
+        Watch::new(&end).until(|event| event.error());
+        let mut payload = [0; 100];
+        let error = end.take_error(&mut payload).unwrap();
+        assert_eq!((error.to, error.error), (envelope.to, expected));
+        assert_eq!(error.icmp, Some(Icmp { kind, code, offender: ROUTER }));
+        assert_eq!(&payload[..error.len], b"hello");
+    }
+
+    // What the host itself knows is told by the send.
+    let none = UdpEnd::open("::".parse().unwrap(), 0).unwrap();
+    let nowhere =
+        Envelope { to: SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9)), ..envelope(SILENT) };
+    assert_eq!(none.send(&[IoSlice::new(b"hello")], &nowhere), Err(HostError::NetUnreachable));
+    assert_eq!(TcpEnd::connect(nowhere.to, None).map(drop), Err(HostError::NetUnreachable));
+}
