@@ -1,4 +1,41 @@
 //! A user network for virtual machines: the library that a VMM embeds.
+//!
+//! A [`Network`] is 10.0.2.0/24 (or what its [`Config`] says) with a gateway, a DNS server and a DHCP
+//! server, and it needs no privilege: guests reach the outside through ordinary sockets of this process.
+//! A guest is a [`link::Link`] that is attached to it, any number of them; what passes between a link
+//! and the host is done on a worker thread, and DNS on a control thread. The [`Handle`] answers from any
+//! thread: it attaches guests, adds and removes forwarded ports, and lists leases, flows and counters.
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//!
+//! use usernet::link::stream::StreamLink;
+//! use usernet::{Config, Network};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let network = Network::start(Config { hostname: Some("vm".into()), ..Config::default() })?;
+//! let handle = network.handle();
+//!
+//! // Each frame behind its length, as QEMU's `-netdev stream` has it. The VMM keeps the other end.
+//! let (ours, vmm) = UnixStream::pair()?;
+//! let port = handle.attach(StreamLink::new(ours.into())?, "vm0")?;
+//!
+//! // QEMU's grammar; host port 0 takes any free one.
+//! let forward = handle.add_forward(&"tcp:127.0.0.1:0-:22".parse()?)?;
+//! println!("ssh -p {} 127.0.0.1", forward.host.port());
+//! assert_eq!(handle.ports()?.len(), 1);
+//!
+//! // The guest goes.
+//! drop(vmm);
+//! let reason = handle.runtime().block_on(handle.detached(port));
+//! assert!(reason == "the guest closed the link" || reason == "the link is gone");
+//! network.shutdown();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What it does not do: it never opens a raw socket or a device by itself, starts no process, and writes
+//! no file but the capture that the configuration names.
 
 mod capture;
 mod config;
