@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use usernet_core::dhcp;
 use usernet_core::network as core;
 use usernet_dns::Resolver;
@@ -72,6 +72,8 @@ pub struct Handle {
     commands: Commands,
     runtime: runtime::Handle,
     guest: GuestConfig,
+    /// Its sender goes with the worker.
+    worker: watch::Receiver<()>,
 }
 
 impl Network {
@@ -123,11 +125,15 @@ impl Network {
             origin: std::time::Instant::now(),
         })
         .map_err(Error::io("cannot poll an eventfd"))?;
+        let (alive, ended) = watch::channel(());
         let worker = thread::Builder::new()
             .name("usernet-worker".into())
-            .spawn(move || worker.run())
+            .spawn(move || {
+                let _alive = alive;
+                worker.run();
+            })
             .map_err(Error::io("cannot start the worker thread"))?;
-        let handle = Handle { commands, runtime, guest: guest_config(&config) };
+        let handle = Handle { commands, runtime, guest: guest_config(&config), worker: ended };
         let network = Self {
             handle,
             worker: Some(worker),
@@ -253,6 +259,12 @@ impl Handle {
         let (reply, ended) = oneshot::channel();
         self.commands.send(Command::Watch { port, reply });
         ended.await.unwrap_or_else(|_| Error::Shutdown.to_string())
+    }
+
+    /// Completes when the network serves no more: it was shut down, or its worker has failed.
+    pub async fn ended(&self) {
+        let mut worker = self.worker.clone();
+        while worker.changed().await.is_ok() {}
     }
 
     /// Gives a lease to a guest that will not ask by DHCP, for as long as it is there.
