@@ -9,6 +9,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::port::PortId;
 use crate::time::Instant;
+use crate::wheel::TimerId;
 use crate::wire::MacAddr;
 
 /// An address and a port.
@@ -98,8 +99,8 @@ pub struct Entry<F> {
     pub key: FlowKey,
     /// Where its frames go.
     pub mac: MacAddr,
-    /// The earliest entry of the timer wheel that will look at it.
-    pub armed: Option<Instant>,
+    /// The entry of the timer wheel that will look at it.
+    pub armed: Option<(Instant, TimerId)>,
     /// Whether it waits in the list of flows to poll.
     pub queued: bool,
     /// The protocol's own part.

@@ -1,8 +1,10 @@
 //! A hierarchical timing wheel: deadlines of any number of flows at a constant cost each.
 //!
 //! Four levels of 64 slots, ticks of 1,024 µs. An entry fires up to one tick late and never early.
-//! There is no cancelling: who is called looks at its own deadline, and comes back later if it has
-//! moved. So a flow that re-arms with every packet touches the wheel once a timeout.
+//! Who is called looks at its own deadline, and comes back later if it has moved. So a flow that
+//! re-arms with every packet touches the wheel once a timeout; it cancels only for an earlier one.
+
+use slab::Slab;
 
 use crate::time::Instant;
 
@@ -19,38 +21,85 @@ const REACH: u64 = (1 << (SLOT_BITS * LEVELS)) - 1;
 pub struct TimerWheel<T> {
     /// The last tick that has been expired.
     now: u64,
-    levels: [Level<T>; LEVELS as usize],
+    levels: [Level; LEVELS as usize],
+    entries: Slab<Entry<T>>,
 }
 
 #[derive(Debug)]
-struct Level<T> {
+struct Level {
     /// A bit for each slot that holds an entry.
     occupied: u64,
-    slots: Vec<Vec<(u64, T)>>,
+    /// The first entry of each slot.
+    slots: [Option<usize>; SLOTS as usize],
 }
+
+#[derive(Debug)]
+struct Entry<T> {
+    tick: u64,
+    value: T,
+    level: u32,
+    previous: Option<usize>,
+    next: Option<usize>,
+}
+
+/// An entry that has neither fired nor been cancelled.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TimerId(usize);
 
 impl<T> Default for TimerWheel<T> {
     fn default() -> Self {
-        let level = || Level { occupied: 0, slots: (0..SLOTS).map(|_| Vec::new()).collect() };
-        Self { now: 0, levels: std::array::from_fn(|_| level()) }
+        let level = || Level { occupied: 0, slots: [None; SLOTS as usize] };
+        Self { now: 0, levels: std::array::from_fn(|_| level()), entries: Slab::new() }
     }
 }
 
-impl<T: Copy> TimerWheel<T> {
+impl<T> TimerWheel<T> {
     /// Adds an entry.
-    pub fn insert(&mut self, at: Instant, entry: T) {
-        let tick = at.as_micros().div_ceil(1 << TICK_BITS);
-        self.place(tick.clamp(self.now + 1, self.now + REACH), entry);
+    pub fn insert(&mut self, at: Instant, value: T) -> TimerId {
+        let tick = at.as_micros().div_ceil(1 << TICK_BITS).clamp(self.now + 1, self.now + REACH);
+        let index = self.entries.insert(Entry { tick, value, level: 0, previous: None, next: None });
+        self.link(index);
+        TimerId(index)
     }
 
-    fn place(&mut self, tick: u64, entry: T) {
-        let delta = tick - self.now;
-        let level = (64 - delta.leading_zeros()).saturating_sub(1) / SLOT_BITS;
-        let slot = (tick >> (SLOT_BITS * level)) % SLOTS;
-        if let Some(level) = self.levels.get_mut(level as usize) {
-            level.occupied |= 1 << slot;
-            if let Some(entries) = level.slots.get_mut(slot as usize) {
-                entries.push((tick, entry));
+    /// Takes an entry out.
+    pub fn cancel(&mut self, timer: TimerId) {
+        self.unlink(timer.0);
+        self.entries.try_remove(timer.0);
+    }
+
+    fn link(&mut self, index: usize) {
+        let Some(entry) = self.entries.get_mut(index) else { return };
+        let delta = entry.tick.saturating_sub(self.now);
+        entry.level = (64 - delta.leading_zeros()).saturating_sub(1) / SLOT_BITS;
+        entry.previous = None;
+        let slot = (entry.tick >> (SLOT_BITS * entry.level)) % SLOTS;
+        let Some(level) = self.levels.get_mut(entry.level as usize) else { return };
+        level.occupied |= 1 << slot;
+        entry.next = level.slots.get_mut(slot as usize).and_then(|first| first.replace(index));
+        if let Some(next) = entry.next
+            && let Some(next) = self.entries.get_mut(next)
+        {
+            next.previous = Some(index);
+        }
+    }
+
+    fn unlink(&mut self, index: usize) {
+        let Some(entry) = self.entries.get(index) else { return };
+        let (previous, next) = (entry.previous, entry.next);
+        let slot = (entry.tick >> (SLOT_BITS * entry.level)) % SLOTS;
+        let level = self.levels.get_mut(entry.level as usize);
+        if let Some(next) = next.and_then(|next| self.entries.get_mut(next)) {
+            next.previous = previous;
+        }
+        if let Some(previous) = previous.and_then(|previous| self.entries.get_mut(previous)) {
+            previous.next = next;
+        } else if let Some(level) = level
+            && let Some(first) = level.slots.get_mut(slot as usize)
+        {
+            *first = next;
+            if next.is_none() {
+                level.occupied &= !(1 << slot);
             }
         }
     }
@@ -77,26 +126,31 @@ impl<T: Copy> TimerWheel<T> {
         self.next_tick().map(|tick| Instant::from_micros(tick << TICK_BITS))
     }
 
-    /// Moves all entries that are due at `now` to `due`.
-    pub fn expire(&mut self, now: Instant, due: &mut Vec<T>) {
+    /// Takes out one entry that is due at `now`; to be called until there is none.
+    pub fn expire(&mut self, now: Instant) -> Option<T> {
         let target = now.as_micros() >> TICK_BITS;
-        while let Some(tick) = self.next_tick().filter(|tick| *tick <= target) {
+        loop {
+            if let Some(index) = self.first(0) {
+                self.unlink(index);
+                return self.entries.try_remove(index).map(|entry| entry.value);
+            }
+            let Some(tick) = self.next_tick().filter(|tick| *tick <= target) else { break };
             self.now = tick;
-            for level in (0..LEVELS).rev() {
-                let shift = SLOT_BITS * level;
-                if tick & ((1 << shift) - 1) != 0 {
-                    continue;
-                }
-                let slot = (tick >> shift) % SLOTS;
-                let Some(level) = self.levels.get_mut(level as usize) else { continue };
-                level.occupied &= !(1 << slot);
-                let entries = level.slots.get_mut(slot as usize).map(std::mem::take).unwrap_or_default();
-                for (at, entry) in entries {
-                    if at <= tick { due.push(entry) } else { self.place(at, entry) }
+            for level in (1..LEVELS).rev().filter(|level| tick % (1 << (SLOT_BITS * level)) == 0) {
+                while let Some(index) = self.first(level) {
+                    self.unlink(index);
+                    self.link(index);
                 }
             }
         }
         self.now = self.now.max(target);
+        None
+    }
+
+    /// The first entry in the slot of the present position of a level.
+    fn first(&self, level: u32) -> Option<usize> {
+        let slot = (self.now >> (SLOT_BITS * level)) % SLOTS;
+        *self.levels.get(level as usize)?.slots.get(slot as usize)?
     }
 }
 
@@ -122,10 +176,8 @@ mod tests {
             wheel.insert(ms(*at), i);
         }
         let mut fired = vec![None; deadlines.len()];
-        let mut due = Vec::new();
         while let Some(at) = wheel.next() {
-            wheel.expire(at, &mut due);
-            for i in due.drain(..) {
+            while let Some(i) = wheel.expire(at) {
                 assert!(fired[i].is_none());
                 fired[i] = Some(at.as_micros());
             }
@@ -139,12 +191,11 @@ mod tests {
     #[test]
     fn a_deadline_in_the_past_fires_at_once() {
         let mut wheel = TimerWheel::default();
-        let mut due = Vec::new();
-        wheel.expire(ms(50_000), &mut due);
+        assert_eq!(wheel.expire(ms(50_000)), None);
         wheel.insert(ms(3), 7);
         assert!(wheel.next().unwrap() <= ms(50_002));
-        wheel.expire(ms(50_002), &mut due);
-        assert_eq!(due, [7]);
+        assert_eq!(wheel.expire(ms(50_002)), Some(7));
+        assert_eq!(wheel.expire(ms(50_002)), None);
         assert_eq!(wheel.next(), None);
     }
 
@@ -154,9 +205,29 @@ mod tests {
         for n in 0..1000 {
             wheel.insert(ms(n * 61), n);
         }
-        let mut due = Vec::new();
-        wheel.expire(ms(10_000_000), &mut due);
-        assert_eq!(due.len(), 1000);
+        let due = std::iter::from_fn(|| wheel.expire(ms(10_000_000)));
+        assert_eq!(due.count(), 1000);
+    }
+
+    #[test]
+    fn a_cancelled_entry_never_fires_and_leaves_nothing_behind() {
+        let mut wheel = TimerWheel::default();
+        let at = |n: u64| ms(n * n * n % 9_000_000);
+        let timers: Vec<_> = (0..3000).map(|n| wheel.insert(at(n), n)).collect();
+        // Half of them once others have moved down the levels.
+        let mut fired: Vec<u64> = std::iter::from_fn(|| wheel.expire(ms(100_000))).collect();
+        for (n, timer) in (0..).zip(timers) {
+            if n % 3 > 0 && !fired.contains(&n) {
+                wheel.cancel(timer);
+            }
+        }
+        while let Some(at) = wheel.next() {
+            fired.extend(std::iter::from_fn(|| wheel.expire(at)));
+        }
+        fired.sort_unstable();
+        let expected: Vec<u64> = (0..3000).filter(|n| n % 3 == 0 || at(*n) <= ms(99_998)).collect();
+        assert_eq!(fired, expected);
+        assert!(wheel.entries.is_empty());
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::drops::{DropReason, Drops};
 use crate::frame::FrameBytes;
 use crate::offload::Offload;
 use crate::port::PortId;
-use crate::table::{FlowId, FlowKind, FlowTable};
+use crate::table::{Entry, FlowId, FlowKind, FlowTable};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::{
@@ -56,7 +56,6 @@ pub struct Network {
     udp: FlowTable<UdpFlow>,
     ping: FlowTable<PingFlow>,
     wheel: TimerWheel<FlowId>,
-    due: Vec<FlowId>,
     drops: Drops,
     outputs: VecDeque<Output>,
     /// TCP flows whose outputs are to be drained.
@@ -102,7 +101,6 @@ impl Network {
             udp: FlowTable::new(FlowKind::Udp, seed),
             ping: FlowTable::new(FlowKind::Ping, seed),
             wheel: TimerWheel::default(),
-            due: Vec::new(),
             drops: Drops::default(),
             outputs: VecDeque::new(),
             dirty: VecDeque::new(),
@@ -407,16 +405,13 @@ impl Network {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let mut due = std::mem::take(&mut self.due);
-        self.wheel.expire(now, &mut due);
-        for flow in due.drain(..) {
+        while let Some(flow) = self.wheel.expire(now) {
             match flow.kind {
                 FlowKind::Tcp => self.tcp_timeout(flow, now),
                 FlowKind::Udp => self.udp_timeout(flow, now),
                 FlowKind::Ping => self.ping_timeout(flow, now),
             }
         }
-        self.due = due;
     }
 
     /// The next thing to do; `None` when there is nothing more now.
@@ -430,5 +425,20 @@ impl Network {
                 return Some(output);
             }
         }
+    }
+}
+
+/// Sees to it that a flow is looked at when `at` comes, or before.
+fn arm<F>(wheel: &mut TimerWheel<FlowId>, flow: FlowId, entry: &mut Entry<F>, at: Instant) {
+    if entry.armed.as_ref().is_some_and(|(armed, _)| *armed <= at) {
+        return;
+    }
+    disarm(wheel, entry);
+    entry.armed = Some((at, wheel.insert(at, flow)));
+}
+
+fn disarm<F>(wheel: &mut TimerWheel<FlowId>, entry: &mut Entry<F>) {
+    if let Some((_, timer)) = entry.armed.take() {
+        wheel.cancel(timer);
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::config::Place;
-use super::{Network, Output, Packet, Verdict};
+use super::{Network, Output, Packet, Verdict, arm, disarm};
 use crate::drops::DropReason;
 use crate::port::PortId;
 use crate::table::{Endpoint, FlowId, FlowKey};
@@ -111,20 +111,24 @@ impl Network {
             self.close_ping(oldest);
         }
         let flow = self.ping.insert(key, packet.mac, PingFlow { last_used: now, bytes_out: 0, bytes_in: 0 });
-        self.wheel.insert(now + IDLE, flow);
+        if let Some(entry) = self.ping.get_mut(flow) {
+            arm(&mut self.wheel, flow, entry, now + IDLE);
+        }
         flow
     }
 
     pub(super) fn close_ping(&mut self, flow: FlowId) {
-        if self.ping.remove(flow).is_some() {
+        if let Some(mut entry) = self.ping.remove(flow) {
+            disarm(&mut self.wheel, &mut entry);
             self.outputs.push_back(Output::Close(flow));
         }
     }
 
     pub(super) fn ping_timeout(&mut self, flow: FlowId, now: Instant) {
-        let Some(entry) = self.ping.get(flow) else { return };
+        let Some(entry) = self.ping.get_mut(flow) else { return };
+        entry.armed = None;
         let end = entry.flow.last_used + IDLE;
-        if end <= now { self.close_ping(flow) } else { self.wheel.insert(end, flow) }
+        if end <= now { self.close_ping(flow) } else { arm(&mut self.wheel, flow, entry, end) }
     }
 
     /// Decides on an ICMP message that came to a flow's socket: its header, and how many bytes follow.
@@ -188,7 +192,8 @@ impl Network {
         reason: DropReason,
     ) {
         self.ping_error(flow, to, header, IcmpError::Prohibited, Some(self.config.gateway.into()));
-        if let Some(entry) = self.ping.remove(flow) {
+        if let Some(mut entry) = self.ping.remove(flow) {
+            disarm(&mut self.wheel, &mut entry);
             self.count_drop(entry.key.port, reason);
         }
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::config::Place;
 use super::switch::Neighbour;
-use super::{NOWHERE, Network, Output, Packet, Target, TcpOp, Verdict};
+use super::{NOWHERE, Network, Output, Packet, Target, TcpOp, Verdict, arm, disarm};
 use crate::drops::DropReason;
 use crate::host::{HostError, HostEvent, PeekEnd};
 use crate::port::PortId;
@@ -280,11 +280,8 @@ impl Network {
         let Some(entry) = self.tcp.get_mut(flow) else { return };
         entry.queued = false;
         let retired = entry.flow.tcp.is_time_wait();
-        if let Some(at) = entry.flow.tcp.poll_timeout()
-            && entry.armed.is_none_or(|armed| at < armed)
-        {
-            entry.armed = Some(at);
-            self.wheel.insert(at, flow);
+        if let Some(at) = entry.flow.tcp.poll_timeout() {
+            arm(&mut self.wheel, flow, entry, at);
         }
         if retired {
             self.tcp.retire(flow);
@@ -292,8 +289,9 @@ impl Network {
     }
 
     fn forget_tcp(&mut self, flow: FlowId) {
-        if let Some(entry) = self.tcp.remove(flow)
-            && entry.flow.connecting
+        let Some(mut entry) = self.tcp.remove(flow) else { return };
+        disarm(&mut self.wheel, &mut entry);
+        if entry.flow.connecting
             && let Some(port) = self.switch.ports.get_mut(&entry.key.port)
         {
             port.connecting = port.connecting.saturating_sub(1);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::config::Place;
-use super::{DnsQuery, Network, Output, Packet, UdpVia, Verdict};
+use super::{DnsQuery, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
 use crate::drops::DropReason;
 use crate::port::PortId;
 use crate::table::{Endpoint, FlowId, FlowKey};
@@ -184,21 +184,25 @@ impl Network {
         let only_dns = matches!(kind, UdpKind::Nat { .. });
         let flow = UdpFlow { kind, last_used: now, bytes_out: 0, bytes_in: 0, only_dns };
         let flow = self.udp.insert(key, mac, flow);
-        self.wheel.insert(now + IDLE_DNS, flow);
+        if let Some(entry) = self.udp.get_mut(flow) {
+            arm(&mut self.wheel, flow, entry, now + IDLE_DNS);
+        }
         flow
     }
 
     pub(super) fn close_udp(&mut self, flow: FlowId) {
-        if self.udp.remove(flow).is_some() {
+        if let Some(mut entry) = self.udp.remove(flow) {
+            disarm(&mut self.wheel, &mut entry);
             self.outputs.push_back(Output::Close(flow));
         }
     }
 
     pub(super) fn udp_timeout(&mut self, flow: FlowId, now: Instant) {
-        let Some(entry) = self.udp.get(flow) else { return };
+        let Some(entry) = self.udp.get_mut(flow) else { return };
+        entry.armed = None;
         let idle = if entry.flow.only_dns { IDLE_DNS } else { IDLE };
         let end = entry.flow.last_used + idle;
-        if end <= now { self.close_udp(flow) } else { self.wheel.insert(end, flow) }
+        if end <= now { self.close_udp(flow) } else { arm(&mut self.wheel, flow, entry, end) }
     }
 
     /// Decides on a datagram of `len` bytes that came to a flow's own socket.
@@ -294,7 +298,8 @@ impl Network {
 
     /// A flow's socket could not be had: forgets the flow.
     pub fn udp_failed(&mut self, flow: FlowId, reason: DropReason) {
-        if let Some(entry) = self.udp.remove(flow) {
+        if let Some(mut entry) = self.udp.remove(flow) {
+            disarm(&mut self.wheel, &mut entry);
             self.count_drop(entry.key.port, reason);
         }
     }
