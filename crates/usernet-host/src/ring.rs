@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::{Errno, Result};
 use usernet_core::host::PeekEnd;
 
-/// Bytes held at most; about what a guest's window holds on a link with an RTT of 0.1 ms.
+/// Bytes held at most: 20 Gbit/s on a link with an RTT of 0.1 ms.
 const MAX: usize = 256 * 1024;
 /// The first allocation.
 const MIN: usize = 4096;

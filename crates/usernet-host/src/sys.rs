@@ -37,8 +37,16 @@ pub(crate) fn set_int(fd: impl AsFd, level: c_int, name: c_int, value: c_int) ->
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
-/// The socket's memory counters (`SO_MEMINFO`), indexed by `SK_MEMINFO_*`.
-pub(crate) fn memory(fd: impl AsFd) -> Result<[u32; 9]> {
+/// Some of a socket's memory counters (`SO_MEMINFO`), in bytes of memory.
+pub(crate) struct Memory {
+    pub(crate) send_buffer: u32,
+    /// In the send queue (stream sockets of IP).
+    pub(crate) queued: u32,
+    /// Handed on, and not yet freed by whoever has it.
+    pub(crate) allocated: u32,
+}
+
+pub(crate) fn memory(fd: impl AsFd) -> Result<Memory> {
     let mut counters = [0u32; 9];
     let mut len = socklen::<[u32; 9]>();
     // SAFETY: the kernel writes at most `len` bytes into `counters`, which has that size.
@@ -51,7 +59,12 @@ pub(crate) fn memory(fd: impl AsFd) -> Result<[u32; 9]> {
             &mut len,
         )
     };
-    if result == 0 { Ok(counters) } else { Err(last_errno()) }
+    if result != 0 {
+        return Err(last_errno());
+    }
+    // SK_MEMINFO_WMEM_ALLOC is 2, SNDBUF 3, WMEM_QUEUED 5 (linux/sock_diag.h).
+    let [_, _, allocated, send_buffer, _, queued, ..] = counters;
+    Ok(Memory { send_buffer, queued, allocated })
 }
 
 /// Drops up to `len` bytes from the front of a TCP socket's receive queue; returns how many.
