@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use usernet::Network;
@@ -71,10 +71,11 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     }
     let cause = runtime.block_on(async {
         tokio::select! {
-            _ = interrupt.recv() => "SIGINT",
-            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => Ok("SIGINT"),
+            _ = terminate.recv() => Ok("SIGTERM"),
+            () = handle.ended() => Err(anyhow!("the network has failed; this is a bug")),
         }
-    });
+    })?;
     info!("{cause}: the network ends");
     network.shutdown();
     Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, info};
+use tracing::{debug};
 
 use crate::locked;
 
@@ -72,7 +72,7 @@ impl<T> Followed<T> {
         }
         match fs::read(&self.path) {
             Ok(text) => {
-                info!(path = %self.path.display(), "read");
+                debug!(path = %self.path.display(), "read");
                 state.value = Arc::new((self.parse)(&String::from_utf8_lossy(&text)));
                 state.seen = version;
             }

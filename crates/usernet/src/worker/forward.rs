@@ -47,7 +47,7 @@ fn refusal(rule: &ForwardRule, error: &io::Error) -> String {
     let way_out = match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!(
-                "another program has the port; choose another one, or 0 for any (who has it: ss -lnp 'sport = {port}')"
+                "another program has the port; choose another one, or port 0 for any (who has it: ss -lnp 'sport = {port}')"
             )
         }
         io::ErrorKind::PermissionDenied => format!(
