@@ -28,8 +28,10 @@ const KEEPALIVE_PROBES: u8 = 8;
 const HALF_OPEN: Duration = Duration::from_secs(240);
 /// Twice the maximum segment lifetime, as Linux counts it (RFC 9293 §3.4.2 says 4 min).
 const TIME_WAIT: Duration = Duration::from_secs(60);
-/// A window that shut is looked at again after this at the latest: no edge may be missed.
+/// A window that shut is looked at again after this, in case an edge was missed; then after twice as
+/// long each time, up to 64 times, so that a host that does not read costs next to nothing.
 const SPACE_CHECK: Duration = Duration::from_millis(10);
+const MAX_SPACE_CHECK_SHIFT: u8 = 6;
 /// SYNs to a guest before a forwarded connection is given up: about a minute.
 const MAX_SYNS: u8 = 6;
 
@@ -125,7 +127,6 @@ pub struct TcpFlow {
     syn_due: bool,
     syns: u8,
     shutdown_due: bool,
-    watch_due: bool,
     keepalive_due: bool,
     keepalive_probes: u8,
     /// What ends the flow, in the order in which it is told.
@@ -136,6 +137,7 @@ pub struct TcpFlow {
     last_heard: Instant,
     life: Instant,
     space_check: Option<Instant>,
+    space_check_shift: u8,
     bytes_out: u64,
     bytes_in: u64,
 }
@@ -179,7 +181,6 @@ impl TcpFlow {
             syn_due: false,
             syns: 0,
             shutdown_due: false,
-            watch_due: false,
             keepalive_due: false,
             keepalive_probes: 0,
             reset_guest_due: false,
@@ -189,6 +190,7 @@ impl TcpFlow {
             last_heard: now,
             life: now + HALF_OPEN,
             space_check: None,
+            space_check_shift: 0,
             bytes_out: 0,
             bytes_in: 0,
         }
@@ -393,7 +395,6 @@ impl TcpFlow {
         self.connect_due = false;
         self.syn_due = false;
         self.shutdown_due = false;
-        self.watch_due = false;
         self.rcv.ack_due = false;
     }
 
@@ -432,10 +433,9 @@ impl TcpFlow {
             }
             HostEvent::SendSpace { free } => {
                 self.rcv.set_space(free);
-                if self.rcv.starved() {
-                    self.space_check = Some(now + SPACE_CHECK);
-                } else {
+                if !self.rcv.starved() {
                     self.space_check = None;
+                    self.space_check_shift = 0;
                 }
             }
             HostEvent::LinkSpace => self.snd.link_full = false,
@@ -520,7 +520,6 @@ impl TcpFlow {
         }
         if self.space_check.is_some_and(|at| now >= at) {
             self.space_check = None;
-            self.watch_due = true;
         }
         if self.state != State::TimeWait {
             let syn = matches!(self.state, State::SynSent | State::SynReceived);
@@ -608,15 +607,17 @@ impl TcpFlow {
         }
         if self.state == State::Open {
             self.snd.check_persist(now);
-            if std::mem::take(&mut self.watch_due) {
-                return Some(Output::WatchSendSpace);
-            }
             if self.rcv.starved() && self.space_check.is_none() {
-                self.space_check = Some(now + SPACE_CHECK);
+                self.check_space_later(now);
                 return Some(Output::WatchSendSpace);
             }
         }
         None
+    }
+
+    fn check_space_later(&mut self, now: Instant) {
+        self.space_check = Some(now + SPACE_CHECK * (1 << self.space_check_shift));
+        self.space_check_shift = (self.space_check_shift + 1).min(MAX_SPACE_CHECK_SHIFT);
     }
 
     fn poll_closing(&mut self) -> Option<Output> {
