@@ -30,7 +30,7 @@ struct Level {
     /// A bit for each slot that holds an entry.
     occupied: u64,
     /// The first entry of each slot.
-    slots: [Option<usize>; SLOTS as usize],
+    slots: [Option<usize>; 64],
 }
 
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub struct TimerId(usize);
 
 impl<T> Default for TimerWheel<T> {
     fn default() -> Self {
-        let level = || Level { occupied: 0, slots: [None; SLOTS as usize] };
+        let level = || Level { occupied: 0, slots: [None; 64] };
         Self { now: 0, levels: std::array::from_fn(|_| level()), entries: Slab::new() }
     }
 }
