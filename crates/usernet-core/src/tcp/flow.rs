@@ -197,7 +197,7 @@ impl TcpFlow {
     }
 
     fn negotiate(&mut self, syn: &TcpHeader) {
-        self.snd.mss = syn.mss.unwrap_or(DEFAULT_MSS).max(MIN_MSS).min(self.our_mss);
+        self.snd.mss = syn.mss.unwrap_or(DEFAULT_MSS).min(self.our_mss).max(MIN_MSS);
         self.sack = syn.sack_permitted;
         // RFC 7323 §2.2: either both scale or none does.
         if let Some(shift) = syn.window_scale {
