@@ -679,7 +679,9 @@ impl TcpFlow {
         TcpHeader {
             src_port: self.peer_port,
             dst_port: self.guest_port,
-            seq: if known { self.snd.snd_nxt } else { SeqNumber(0) },
+            // Where the guest expects it, if all arrived. A timeout has set `snd_nxt` back, and a RST
+            // below the window would be ignored (RFC 5961 §3.2).
+            seq: if known { self.snd.snd_max } else { SeqNumber(0) },
             ack: self.rcv.rcv_nxt,
             flags: TcpFlags::RST | TcpFlags::ACK,
             ..TcpHeader::default()
