@@ -16,9 +16,6 @@ use crate::wire::{TcpFlags, TcpHeader};
 pub const MAX_KEPT: u32 = 256 << 10;
 /// Our window scale: windows come in steps of 256 bytes.
 pub(super) const SHIFT: u8 = 8;
-/// 16 MiB less one step.
-const MAX_WINDOW: u32 = 0xffff << SHIFT;
-
 /// No window rather than one that makes silly small segments (RFC 9293 §3.8.6.2.2).
 const MIN_WINDOW: u32 = 4096;
 
@@ -201,7 +198,7 @@ impl Receiver {
     /// Where the window may end.
     fn edge(&self) -> SeqNumber {
         let room = self.space.saturating_sub(self.kept_run());
-        let room = if room < MIN_WINDOW { 0 } else { room.min(MAX_WINDOW) };
+        let room = if room < MIN_WINDOW { 0 } else { room.min(u32::from(u16::MAX) << self.shift) };
         self.rcv_adv.later(self.rcv_nxt + (room >> self.shift << self.shift))
     }
 
