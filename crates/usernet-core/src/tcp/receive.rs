@@ -102,6 +102,7 @@ impl Receiver {
         if seg.flags.contains(TcpFlags::FIN)
             && self.fin.is_none()
             && seg_end <= self.rcv_adv.later(self.rcv_nxt)
+            && self.kept.end().is_none_or(|end| end <= seg_end)
         {
             self.fin = Some(seg_end);
         }
