@@ -136,9 +136,9 @@ impl Machine {
     pub fn dhcp(&mut self) -> String {
         self.run(
             "ip link set eth0 up
-            udhcpc -i eth0 -s /lease.sh -n -q -T 1 -t 10 -O mtu -O search -O hostname
-            cat /lease",
-        )
+            udhcpc -i eth0 -s /lease.sh -n -q -T 1 -t 10 -O mtu -O search -O hostname",
+        );
+        self.run("cat /lease")
     }
 
     fn write(&mut self, text: &str) {

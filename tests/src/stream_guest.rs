@@ -50,8 +50,9 @@ impl Wire {
         self.flush()
     }
 
-    /// The next frame that has come, if any.
+    /// The next frame that has come, if any. Sends what waited, too.
     pub fn receive(&mut self) -> io::Result<Option<Vec<u8>>> {
+        self.flush()?;
         self.fill()?;
         Ok(self.frames.pop_front())
     }

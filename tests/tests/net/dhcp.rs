@@ -55,8 +55,10 @@ fn udhcpc_gets_all_that_was_configured() {
 #[test]
 fn dhcpcd_gets_a_lease() {
     let world = World::new();
-    // Its test mode goes as far as the lease and prints it, and changes nothing.
-    let told = world.exec(&OPTIONS, &format!("dhcpcd --test --ipv4only --timeout 20 {INTERFACE}"));
+    // Its test mode goes as far as the lease and prints it, and changes nothing. It wants to write to
+    // /run all the same.
+    let script = format!("mount -t tmpfs none /run && dhcpcd --test --ipv4only --timeout 20 {INTERFACE}");
+    let told = world.exec(&OPTIONS, &script);
     for expected in [
         "new_ip_address='10.0.2.15'",
         "new_subnet_cidr='24'",

@@ -1,7 +1,8 @@
 //! A guest that sends whatever it likes.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::SocketAddrV4;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,10 +12,13 @@ use smoltcp::wire::{
     IpProtocol, Ipv4Packet, Ipv4Repr,
 };
 use usernet_tests::stream_guest::{StreamGuest, Wire};
-use usernet_tests::{Daemon, GATEWAY, LAN, NAMESERVER, Noise, World, noise_digest, peers};
+use usernet_tests::wait::SOON;
+use usernet_tests::{Daemon, GATEWAY, LAN, NAMESERVER, Noise, World, eventually, noise_digest, peers};
 
 const ATTACK: Duration = Duration::from_secs(10);
 const BULK: u64 = 64 << 20;
+/// The length of an Ethernet header. What is shorter is no frame at all, and ends the link.
+const SHORTEST: usize = 14;
 const HOSTILE: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 0x66, 0x66, 0x66]);
 
 #[test]
@@ -42,6 +46,23 @@ fn a_hostile_guest_harms_nobody_and_is_counted() {
     assert!(drops[1] > sent / 10, "the hostile guest's frames are counted as its own: {ports:?}");
     assert!(drops[0] < 100, "and not as its neighbour's: {ports:?}");
     assert!(!daemon.list("drops").is_empty());
+}
+
+#[test]
+fn what_is_no_frame_ends_its_own_link_only() {
+    let world = World::new();
+    let daemon = Daemon::start(&world, &[]);
+    let http = SocketAddrV4::new(GATEWAY, peers::http());
+    let mut neighbour = StreamGuest::plug_in(&daemon.socket(), [0x52, 0x54, 0, 0, 0, 1]);
+    neighbour.lease();
+    for nonsense in [[255; 8], [0; 8], [0, 0, 0, 13, 1, 2, 3, 4]] {
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(&nonsense).unwrap();
+        assert_eq!(io::copy(&mut stream, &mut io::sink()).unwrap_or(0), 0, "{nonsense:?} ends the link");
+        eventually("the port is gone", || (daemon.list("ports").len() == 1).then_some(()));
+    }
+    assert_eq!(neighbour.fetch_digest(http, "/1/1000000"), noise_digest(1, 1_000_000));
 }
 
 /// Sends frames for [`ATTACK`]. Returns how many, and the link, still plugged in.
@@ -77,7 +98,7 @@ fn frame(noise: &mut Noise) -> Vec<u8> {
         frame[at] ^= u8::try_from(noise.below(256)).unwrap();
     }
     match noise.below(8) {
-        0 => frame.truncate(noise.below(frame.len())),
+        0 => frame.truncate(SHORTEST.max(noise.below(frame.len()))),
         1 => frame.extend(random(noise)),
         _ => {}
     }
@@ -93,7 +114,7 @@ fn frame(noise: &mut Noise) -> Vec<u8> {
 
 fn random(noise: &mut Noise) -> Vec<u8> {
     let limit = if noise.below(100) == 0 { 65_535 } else { 1600 };
-    let mut bytes = vec![0; 1 + noise.below(limit)];
+    let mut bytes = vec![0; SHORTEST + noise.below(limit)];
     noise.read_exact(&mut bytes).unwrap();
     bytes
 }

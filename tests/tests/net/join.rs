@@ -36,7 +36,7 @@ fn a_guest_that_is_killed_in_mid_transfer_resets_its_host_peers() {
         let _ = sender.send((ended, Instant::now()));
         Ok(())
     });
-    let guest = daemon.spawn(&format!("exec $PROBE send {GATEWAY}:{port} 1 0 >/dev/null"));
+    let guest = daemon.spawn(&format!("exec $PROBE receive-then-send {GATEWAY}:{port} 1 0 >/dev/null"));
     eventually("the transfer runs", || {
         let flows = daemon.list("flows");
         flows.iter().any(|flow| flow["bytes_in"].as_u64().unwrap() > 1 << 20).then_some(())

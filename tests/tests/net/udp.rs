@@ -1,6 +1,6 @@
 //! UDP to the outside.
 
-use usernet_tests::{GATEWAY, LAN, World, peers};
+use usernet_tests::{Daemon, GATEWAY, LAN, World, eventually, peers};
 
 #[test]
 fn datagrams_come_back_from_the_gateway_and_the_lan() {
@@ -11,12 +11,35 @@ fn datagrams_come_back_from_the_gateway_and_the_lan() {
     }
 }
 
+/// The script that sends a datagram of this many bytes to the echo.
+fn send_large(port: u16, length: usize) -> String {
+    format!("$PROBE udp {GATEWAY}:{port} $(head -c {length} /dev/zero | tr '\\0' x)")
+}
+
 #[test]
-fn large_datagrams_travel_in_fragments() {
+fn datagrams_as_large_as_the_mtu_come_back() {
     let world = World::new();
     let port = peers::udp_echo();
-    let script = format!("$PROBE udp {GATEWAY}:{port} $(head -c 8000 /dev/zero | tr '\\0' x)");
-    assert_eq!(world.exec(&[], &script).ok(), "x".repeat(8000) + "\n");
+    // The MTU less the headers of IP and UDP.
+    for (mtu, length) in [("1500", 1472), ("9000", 8972)] {
+        let echoed = world.exec(&["--mtu", mtu], &send_large(port, length));
+        assert_eq!(echoed.ok(), "x".repeat(length) + "\n");
+    }
+}
+
+#[test]
+fn fragments_are_not_carried_and_are_counted() {
+    let world = World::new();
+    let daemon = Daemon::start(&world, &[]);
+    let mut guest = daemon.spawn(&format!("echo up; {}", send_large(peers::udp_echo(), 8000)));
+    guest.line_with("up");
+    eventually("fragments are counted", || {
+        let drops = daemon.list("drops");
+        drops
+            .iter()
+            .any(|drop| drop["reason"] == "fragment" && drop["count"].as_u64() > Some(1))
+            .then_some(())
+    });
 }
 
 #[test]

@@ -73,11 +73,13 @@ fn resolves(machine: &mut Machine) {
 }
 
 fn transfers(machine: &mut Machine) {
-    let server = format!("http://{GATEWAY}:{}", peers::http());
-    let down = machine.run(&format!("wget -q -O /tmp/bulk {server}/7/{BULK} && sha256sum </tmp/bulk"));
-    assert_eq!(down, noise_digest(7, BULK) + "  -");
-    let up = machine.run(&format!("wget -q -O - --post-file /tmp/bulk {server}/"));
-    assert_eq!(up, noise_digest(7, BULK));
+    let server = peers::http();
+    let down = format!("wget -q -O /tmp/bulk http://{GATEWAY}:{server}/7/{BULK} && sha256sum </tmp/bulk");
+    assert_eq!(machine.run(&down), noise_digest(7, BULK) + "  -");
+    // By hand: what busybox's wget posts ends at the first zero byte.
+    let head = format!("PUT / HTTP/1.0\\r\\nContent-Length: {BULK}\\r\\n\\r\\n");
+    let up = machine.run(&format!("(printf '{head}'; cat /tmp/bulk) | nc {GATEWAY} {server}"));
+    assert!(up.ends_with(&noise_digest(7, BULK)), "{up}");
 }
 
 fn exchanges_datagrams(machine: &mut Machine) {
@@ -135,7 +137,7 @@ fn machines_come_and_go_without_disturbing_each_other() {
         let _ = sender.send((ended, Instant::now()));
         Ok(())
     });
-    second.start_script(&format!("probe send {GATEWAY}:{port} 1 0"));
+    second.start_script(&format!("probe receive-then-send {GATEWAY}:{port} 1 0"));
     eventually("the transfer runs", || {
         let flows = daemon.list("flows");
         flows.iter().any(|flow| flow["bytes_in"].as_u64().unwrap() > 1 << 20).then_some(())
