@@ -261,7 +261,6 @@ impl TcpFlow {
         self.negotiate(seg);
         if acks_syn {
             self.snd.handle_ack(seg, 0, now);
-            self.snd.set_window(seg);
             self.open(now);
             self.rcv.ack_due = true;
         } else {
@@ -294,6 +293,9 @@ impl TcpFlow {
             }
             return Err(DropReason::OutsideWindow);
         }
+        // A SYN takes the first position, what follows it begins behind.
+        let begins = u32::from(seg.flags.contains(TcpFlags::SYN));
+        let seg = &TcpHeader { seq: seg.seq + begins, ..*seg };
         if seg.flags.contains(TcpFlags::RST) {
             if self.rcv.is_next(seg.seq) {
                 self.guest_reset();

@@ -13,7 +13,7 @@ use super::SeqNumber;
 use super::ranges::Ranges;
 use super::rtt::RttEstimator;
 use crate::time::Instant;
-use crate::wire::TcpHeader;
+use crate::wire::{TcpFlags, TcpHeader};
 
 const INITIAL_CWND: u32 = 1 << 20;
 /// Bounds what is in flight, and so what lies undiscarded in the host's queue: each peek walks it.
@@ -262,7 +262,9 @@ impl Sender {
 
     fn update_window(&mut self, seg: &TcpHeader) {
         if self.snd_wl1 < seg.seq || (self.snd_wl1 == seg.seq && self.snd_wl2 <= seg.ack) {
-            self.snd_wnd = u32::from(seg.window) << self.snd_shift;
+            // The window of a SYN is never scaled (RFC 7323 §2.2).
+            let shift = if seg.flags.contains(TcpFlags::SYN) { 0 } else { self.snd_shift };
+            self.snd_wnd = u32::from(seg.window) << shift;
             self.snd_wl1 = seg.seq;
             self.snd_wl2 = seg.ack;
             if self.snd_wnd > 0 && self.timer.is_some_and(|(_, kind)| kind == Timer::Persist) {
