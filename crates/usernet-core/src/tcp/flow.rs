@@ -602,6 +602,7 @@ impl TcpFlow {
         }
         if matches!(self.state, State::Open | State::TimeWait) && self.rcv.ack_due {
             let mut header = self.data_header(self.snd.snd_max, TcpFlags::ACK);
+            self.rcv.ack_due = false;
             if self.sack {
                 header.sack = self.rcv.sack();
             }
@@ -691,7 +692,8 @@ impl TcpFlow {
     }
 
     fn data_header(&mut self, seq: SeqNumber, flags: TcpFlags) -> TcpHeader {
-        self.rcv.ack_due = false;
+        // No data segment says what is kept beyond a hole: an ACK that does follows it.
+        self.rcv.ack_due &= self.sack && self.rcv.sack().iter().any(Option::is_some);
         TcpHeader {
             src_port: self.peer_port,
             dst_port: self.guest_port,
