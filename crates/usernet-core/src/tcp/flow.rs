@@ -325,7 +325,7 @@ impl TcpFlow {
         }
         let accept =
             if self.rcv.fin_received { Ok(Accept::Nothing) } else { self.rcv.handle_payload(seg, len) };
-        self.take_fin();
+        self.take_fin(now);
         self.check_finished(now);
         accept
     }
@@ -372,9 +372,10 @@ impl TcpFlow {
         }
     }
 
-    fn take_fin(&mut self) {
+    fn take_fin(&mut self, now: Instant) {
         if self.state == State::Open && self.rcv.take_fin() {
             self.shutdown_due = true;
+            self.life = now + self.quiet_limit();
         }
     }
 
@@ -430,7 +431,7 @@ impl TcpFlow {
             HostEvent::Wrote { len, kept } => {
                 self.rcv.wrote(len, kept);
                 self.bytes_out += u64::from(len);
-                self.take_fin();
+                self.take_fin(now);
                 self.check_finished(now);
             }
             HostEvent::SendSpace { free } => {
@@ -491,7 +492,7 @@ impl TcpFlow {
     pub fn handle_wrote_kept(&mut self, len: u32, now: Instant) {
         self.rcv.wrote_kept(len);
         self.bytes_out += u64::from(len);
-        self.take_fin();
+        self.take_fin(now);
         self.check_finished(now);
     }
 
