@@ -26,9 +26,9 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
 
     // From here on a signal is noted, so that whatever has been made until then is unmade.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate) = {
+    let (mut interrupt, mut terminate, mut hangup) = {
         let _runtime = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
     };
 
     // Dropped in reverse: the files before the folder that they are in.
@@ -73,6 +73,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
         tokio::select! {
             _ = interrupt.recv() => Ok("SIGINT"),
             _ = terminate.recv() => Ok("SIGTERM"),
+            _ = hangup.recv() => Ok("SIGHUP"),
             () = handle.ended() => Err(anyhow!("the network has failed; this is a bug")),
         }
     })?;
