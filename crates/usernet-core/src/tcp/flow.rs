@@ -6,6 +6,9 @@
 //! host together with others of the same batch; the flow learns of it by one
 //! [`HostEvent::Wrote`] for all of them, before its outputs are drained.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use super::SeqNumber;
@@ -32,8 +35,6 @@ const TIME_WAIT: Duration = Duration::from_secs(60);
 /// long each time, up to 64 times, so that a host that does not read costs next to nothing.
 const SPACE_CHECK: Duration = Duration::from_millis(10);
 const MAX_SPACE_CHECK_SHIFT: u8 = 6;
-/// SYNs to a guest before a forwarded connection is given up: about a minute.
-const MAX_SYNS: u8 = 6;
 
 /// What the driver does for a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +126,6 @@ pub struct TcpFlow {
     has_host: bool,
     connect_due: bool,
     syn_due: bool,
-    syns: u8,
     shutdown_due: bool,
     keepalive_due: bool,
     keepalive_probes: u8,
@@ -179,7 +179,6 @@ impl TcpFlow {
             has_host: false,
             connect_due: false,
             syn_due: false,
-            syns: 0,
             shutdown_due: false,
             keepalive_due: false,
             keepalive_probes: 0,
@@ -241,7 +240,7 @@ impl TcpFlow {
     /// RFC 9293 §3.10.7.3.
     fn segment_syn_sent(&mut self, seg: &TcpHeader, now: Instant) -> Result<Accept, DropReason> {
         let acks = seg.flags.contains(TcpFlags::ACK);
-        let acks_syn = acks && self.syns > 0 && seg.ack == self.snd.snd_una + 1;
+        let acks_syn = acks && self.snd.syn_sent() && seg.ack == self.snd.snd_max;
         if acks && !acks_syn {
             return Err(DropReason::BadAck);
         }
@@ -530,7 +529,7 @@ impl TcpFlow {
             if syn && self.snd.snd_nxt == self.snd.snd_una && self.snd.snd_max != self.snd.snd_una {
                 self.syn_due = true;
             }
-            if !alive || self.syns > MAX_SYNS {
+            if !alive {
                 return self.guest_timed_out();
             }
         }
@@ -657,7 +656,6 @@ impl TcpFlow {
     }
 
     fn syn(&mut self, now: Instant) -> TcpHeader {
-        self.syns = self.syns.saturating_add(1);
         let answers = self.state == State::SynReceived;
         let flags = if answers { TcpFlags::SYN | TcpFlags::ACK } else { TcpFlags::SYN };
         let seq = self.snd.snd_una;
@@ -679,7 +677,7 @@ impl TcpFlow {
     fn rst(&self) -> TcpHeader {
         // Before our SYN is acknowledged there is no position of ours that the guest knows of
         // (RFC 9293 §3.5.2, group 1).
-        let known = self.snd.snd_max != self.snd.snd_una || self.syns > 0;
+        let known = self.snd.syn_sent();
         TcpHeader {
             src_port: self.peer_port,
             dst_port: self.guest_port,

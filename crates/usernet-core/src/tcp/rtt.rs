@@ -49,10 +49,9 @@ impl RttEstimator {
         Duration::from_micros((u64::from(self.rto) << self.backoff).min(MAX_RTO.into()))
     }
 
-    /// RFC 6298 §5.5. Returns how often the timer has now run out in a row.
-    pub(super) fn back_off(&mut self) -> u8 {
+    /// RFC 6298 §5.5.
+    pub(super) fn back_off(&mut self) {
         self.backoff = self.backoff.saturating_add(1).min(16);
-        self.backoff
     }
 
     pub(super) fn reset_back_off(&mut self) {

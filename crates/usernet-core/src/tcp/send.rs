@@ -23,8 +23,11 @@ const MAX_BURST: u32 = 65_480;
 /// Acknowledged bytes are discarded from the host's queue in pieces of at least this, or when
 /// nothing is in flight.
 const DISCARD_AT: u32 = 128 << 10;
-/// RFC 9293 §3.8.3 R2: give a flow up after this many timeouts in a row.
+/// RFC 9293 §3.8.3 R2: give a flow up after this many timeouts in a row. A guest that answers with a
+/// shut window is never given up (RFC 9293 §3.8.6.1).
 const MAX_TIMEOUTS: u8 = 10;
+/// SYNs to a guest before it is given up: about a minute.
+const MAX_SYNS: u8 = 6;
 /// RFC 9293 §3.7.1: the segment size of a guest that names none.
 pub(super) const DEFAULT_MSS: u16 = 536;
 /// A guest's MSS of 0 must not make us send forever.
@@ -99,6 +102,8 @@ pub(super) struct Sender {
     rtt: RttEstimator,
     timing: Option<(SeqNumber, Instant)>,
     timer: Option<(Instant, Timer)>,
+    /// How often the timer has run out without an answer.
+    pub(super) timeouts: u8,
     /// Whether the tail was probed since the last progress.
     probed: bool,
     /// Whether the tail is to be sent again now.
@@ -133,6 +138,7 @@ impl Sender {
             rtt: RttEstimator::default(),
             timing: None,
             timer: None,
+            timeouts: 0,
             probed: false,
             tail_due: false,
             window_probe_due: false,
@@ -183,6 +189,11 @@ impl Sender {
         });
     }
 
+    /// Whether the guest may know of a position of ours.
+    pub(super) fn syn_sent(&self) -> bool {
+        self.snd_max >= self.front
+    }
+
     fn in_flight(&self) -> bool {
         self.snd_max != self.snd_una
     }
@@ -196,6 +207,9 @@ impl Sender {
         }
         let old_wnd = self.snd_wnd;
         self.update_window(seg);
+        if self.snd_wnd == 0 || old_wnd == 0 {
+            self.timeouts = 0;
+        }
         if seg.ack < self.snd_una {
             return Acked::Nothing;
         }
@@ -225,6 +239,7 @@ impl Sender {
         self.snd_nxt = self.snd_nxt.later(ack);
         self.sacked.remove_below(ack);
         self.dup_acks = 0;
+        self.timeouts = 0;
         self.probed = false;
         self.tail_due = false;
         if let Some((seq, sent)) = self.timing
@@ -493,6 +508,7 @@ impl Sender {
             _ if self.link_full => self.timer = Some((now + self.rtt.rto(), Timer::Retransmit)),
             Timer::Persist => {
                 self.rtt.back_off();
+                self.timeouts += 1;
                 self.window_probe_due = true;
                 self.timer = Some((now + self.rtt.rto(), Timer::Persist));
             }
@@ -502,14 +518,13 @@ impl Sender {
                 self.timer = Some((now + self.rtt.rto(), Timer::Retransmit));
             }
             Timer::Retransmit => {
-                if self.rtt.back_off() > MAX_TIMEOUTS {
-                    return false;
-                }
+                self.rtt.back_off();
+                self.timeouts += 1;
                 // A lost SYN says that the guest was not there yet, not that the link is narrow.
                 if self.snd_una < self.front {
                     self.snd_nxt = self.snd_una;
                     self.timer = Some((now + self.rtt.rto(), Timer::Retransmit));
-                    return true;
+                    return self.timeouts < MAX_SYNS;
                 }
                 // RFC 5681 §3.1, and RFC 2018 §8: after a timeout SACKed bytes count for nothing.
                 let flight = self.snd_max - self.snd_una;
@@ -523,7 +538,7 @@ impl Sender {
                 self.timer = Some((now + self.rtt.rto(), Timer::Retransmit));
             }
         }
-        true
+        self.timeouts <= MAX_TIMEOUTS
     }
 
     pub(super) fn take_window_probe(&mut self) -> bool {
