@@ -1,5 +1,6 @@
-//! The tasks of this repository: `cargo xtask test`.
+//! The tasks of this repository: `cargo xtask test` and `cargo xtask bench`.
 
+mod bench;
 mod packages;
 mod test;
 
@@ -27,11 +28,17 @@ enum Task {
         #[arg(value_name = "SUITE")]
         suites: Vec<test::Suite>,
     },
+    /// Measures usernet beside others that do the same, and beside what the kernel can do
+    ///
+    /// Installs the others when it runs as root; who is missing is named, and the rest goes on. See
+    /// benches/README.md for what the figures mean.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
     let result: Result<()> = match Arguments::parse().task {
         Task::Test { suites } => test::run(&suites),
+        Task::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

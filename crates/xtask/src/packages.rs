@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::test::{Suite, status};
 
 /// A program that tests run, and the package that has it.
-struct Program {
+pub(crate) struct Program {
     name: &'static str,
     package: &'static str,
 }
 
-const fn program(name: &'static str, package: &'static str) -> Program {
+pub(crate) const fn program(name: &'static str, package: &'static str) -> Program {
     Program { name, package }
 }
 
@@ -71,6 +71,16 @@ pub(crate) fn provide(suites: &[Suite]) -> Result<()> {
     Ok(())
 }
 
+/// Installs what is missing of `programs`, and opens the TAP device, if it can. That it cannot is no
+/// error: who then is missing is named by whoever runs it.
+pub(crate) fn offer(programs: &[Program]) {
+    let missing: Vec<_> = programs.iter().filter(|p| !on_path(p.name)).map(|p| p.package).collect();
+    let installed = if missing.is_empty() { Ok(()) } else { install(&missing) };
+    for error in [installed, open_tun()].into_iter().filter_map(Result::err) {
+        eprintln!("warning: {error:#}");
+    }
+}
+
 fn on_path(program: &str) -> bool {
     // An ordinary user's PATH lacks the sbin folders, the programs in them still run.
     let path = env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
@@ -81,7 +91,7 @@ fn install(packages: &[&str]) -> Result<()> {
     let install = ["install", "--yes", "--no-install-recommends"];
     if !rustix::process::geteuid().is_root() {
         bail!(
-            "the tests need programs that are not installed; run this line, then the tests again:\n  \
+            "programs are missing that are needed; run this line, then this task again:\n  \
              sudo sh -c 'apt-get update && apt-get {} {}'",
             install.join(" "),
             packages.join(" ")

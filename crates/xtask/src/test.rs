@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the suites, one after the other.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -28,8 +28,7 @@ pub(crate) enum Suite {
 /// Runs the suites and ends with a summary. A suite that fails does not keep the next from running.
 pub(crate) fn run(suites: &[Suite]) -> Result<()> {
     let suites = if suites.is_empty() { Suite::value_variants() } else { suites };
-    let root = workspace();
-    env::set_current_dir(&root).with_context(|| format!("cannot enter {}", root.display()))?;
+    enter_workspace()?;
     packages::provide(suites)?;
 
     let mut failed = Vec::new();
@@ -85,7 +84,7 @@ fn real_guests(tests: &str) -> Result<()> {
     status(&mut command)
 }
 
-fn cargo(arguments: &str) -> Result<()> {
+pub(crate) fn cargo(arguments: &str) -> Result<()> {
     status(Command::new("cargo").args(arguments.split(' ')))
 }
 
@@ -100,6 +99,8 @@ pub(crate) fn status(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/xtask lies two below").into()
+/// Tasks run in the root of the workspace, wherever they are called from.
+pub(crate) fn enter_workspace() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/xtask lies two below");
+    env::set_current_dir(root).with_context(|| format!("cannot enter {}", root.display()))
 }

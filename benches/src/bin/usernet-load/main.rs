@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 use serde_json::Value;
 
 /// Network load, native
@@ -26,7 +26,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs all servers until standard input ends; prints their ports
+    /// Runs all servers until its parent ends; prints their ports
     Serve {
         /// The address to listen on
         #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
@@ -46,7 +46,7 @@ enum Command {
     UdpIn(Datagrams),
     /// Sends one small datagram and waits for it to come back, again and again
     UdpRr(Timed),
-    /// Opens idle TCP connections and holds them until it is killed
+    /// Opens idle TCP connections and holds them until its parent ends
     Hold {
         /// The idle server
         server: SocketAddr,
@@ -135,15 +135,20 @@ fn allow_descriptors() -> Result<()> {
     Ok(())
 }
 
-/// The median and the 99th percentile of times in nanoseconds, as microseconds.
-fn percentiles(mut nanos: Vec<u64>) -> Result<Value> {
+/// What runs in the background of a shell ends with it, however that ends.
+fn die_with_parent() -> Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// The median and the 99th percentile of times in nanoseconds, as microseconds. `lost` never ended.
+fn percentiles(mut nanos: Vec<u64>, lost: u64) -> Result<Value> {
     ensure!(!nanos.is_empty(), "nothing came back");
     nanos.sort_unstable();
     let at = |percent: usize| {
         let nanos = nanos.get((nanos.len() - 1) * percent / 100).copied().unwrap_or_default();
         Duration::from_nanos(nanos).as_secs_f64() * 1e6
     };
-    Ok(serde_json::json!({ "p50_us": at(50), "p99_us": at(99), "count": nanos.len() }))
+    Ok(serde_json::json!({ "p50_us": at(50), "p99_us": at(99), "count": nanos.len(), "lost": lost }))
 }
 
 fn nanos(time: Duration) -> u64 {

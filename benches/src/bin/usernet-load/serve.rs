@@ -41,6 +41,7 @@ const THREADS: usize = 48;
 const DRAIN: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(address: IpAddr) -> Result<()> {
+    crate::die_with_parent()?;
     let any = SocketAddr::new(address, 0);
     let listener = Arc::new(TcpListener::bind(any).context("cannot listen")?);
     let idle = TcpListener::bind(any).context("cannot listen")?;
@@ -57,8 +58,9 @@ pub(crate) fn run(address: IpAddr) -> Result<()> {
     }
     thread::spawn(move || hold_idle(&idle).expect("the idle server can wait"));
     thread::spawn(move || serve_udp(&datagrams));
-    io::stdin().read_to_end(&mut Vec::new())?;
-    Ok(())
+    loop {
+        thread::park();
+    }
 }
 
 fn serve_tcp(mut stream: TcpStream) -> io::Result<()> {

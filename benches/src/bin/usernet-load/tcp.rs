@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::net::sockopt::set_socket_linger;
-use rustix::process::{Signal, set_parent_process_death_signal};
 use serde_json::{Value, json};
 
 use crate::serve::{ECHO, ONE, SINK, SOURCE};
@@ -144,7 +143,7 @@ pub(crate) fn round_trips(server: SocketAddr, time: Duration) -> Result<Value> {
     while began.elapsed() < time {
         trips.push(trip()?);
     }
-    percentiles(trips)
+    percentiles(trips, 0)
 }
 
 pub(crate) fn connections(server: SocketAddr, time: Duration) -> Result<Value> {
@@ -162,8 +161,7 @@ pub(crate) fn connections(server: SocketAddr, time: Duration) -> Result<Value> {
 }
 
 pub(crate) fn hold(server: SocketAddr, count: usize) -> Result<()> {
-    // Whoever started this in the background cannot know when to end it.
-    set_parent_process_death_signal(Some(Signal::KILL))?;
+    crate::die_with_parent()?;
     let began = Instant::now();
     let mut held = Vec::with_capacity(count);
     for number in 0..count {

@@ -265,7 +265,5 @@ pub(crate) fn round_trips(server: SocketAddr, time: Duration) -> Result<Value> {
             }
         }
     }
-    let mut result = percentiles(trips)?;
-    result["lost"] = json!(lost);
-    Ok(result)
+    percentiles(trips, lost)
 }

@@ -1,0 +1,204 @@
+//! The work: what is done in each contender, and which figures that gives.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::contender::{Contender, Guest};
+
+/// The MTU that guests have unless someone changes it, and about the largest.
+pub(super) const MTUS: [u16; 2] = [1500, 65520];
+/// Idle flows beside the work, and how many there are in the end.
+pub(super) const IDLE: [usize; 2] = [10_000, 15_000];
+
+/// How long things take.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    /// Before a bulk measurement.
+    pub(super) warm_up: Duration,
+    /// A measurement.
+    pub(super) measure: Duration,
+    /// A step in the search for a rate.
+    pub(super) trial: Duration,
+}
+
+/// A kind of work, which has a table of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Bulk,
+    RoundTrip,
+    Connections,
+    Datagrams,
+    Processor,
+    Memory,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Bulk, Self::RoundTrip, Self::Connections, Self::Datagrams, Self::Processor, Self::Memory];
+
+    /// The head of its table.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Bulk => "TCP streams, Gbit/s",
+            Self::RoundTrip => "Round trips of one small message, µs",
+            Self::Connections => "TCP connect, request and close, one after the other, per second",
+            Self::Datagrams => "UDP datagrams, per second",
+            Self::Processor => "Processor time of the relay, s per GB moved",
+            Self::Memory => "Resident memory of the relay, MiB",
+        }
+    }
+
+    pub(super) fn unit(self) -> &'static str {
+        match self {
+            Self::Bulk => "Gbit/s",
+            Self::RoundTrip => "us",
+            Self::Connections | Self::Datagrams => "per s",
+            Self::Processor => "s/GB",
+            Self::Memory => "MiB",
+        }
+    }
+
+    /// Whether more is better.
+    pub(super) fn is_rate(self) -> bool {
+        matches!(self, Self::Bulk | Self::Connections | Self::Datagrams)
+    }
+
+    /// What of a value adds up along a path, in microseconds; none where nothing does.
+    pub(super) fn latency(self, value: f64) -> Option<f64> {
+        match self {
+            Self::RoundTrip => Some(value),
+            Self::Connections => Some(1e6 / value),
+            _ => None,
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    /// What people call it.
+    pub(super) name: String,
+    pub(super) mtu: u16,
+    /// Whether idle flows are there beside it.
+    pub(super) idle: bool,
+    load: Load,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    Bulk { out: bool, streams: usize },
+    RoundTrip { tcp: bool },
+    Connections,
+    Datagrams { out: bool, size: usize },
+}
+
+/// What came of a measurement: a value for a row of a table.
+pub(super) struct Figure {
+    pub(super) kind: Kind,
+    pub(super) row: String,
+    pub(super) value: f64,
+}
+
+impl Work {
+    /// All work, in the order in which it is done.
+    pub(super) fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for mtu in MTUS {
+            for streams in [1, 8] {
+                for out in [true, false] {
+                    let plural = if streams == 1 { "stream" } else { "streams" };
+                    let name = format!("TCP {}, MTU {mtu}, {streams} {plural}", direction(out));
+                    all.push(Self { name, mtu, idle: false, load: Load::Bulk { out, streams } });
+                }
+            }
+        }
+        let [mtu, _] = MTUS;
+        let mut add = |name: String, load, idle| all.push(Self { name, mtu, idle, load });
+        add("TCP round trip".into(), Load::RoundTrip { tcp: true }, false);
+        add("UDP round trip".into(), Load::RoundTrip { tcp: false }, false);
+        add("connections".into(), Load::Connections, false);
+        for size in [1400, 64] {
+            for out in [true, false] {
+                let name = format!("UDP {}, {size} bytes", direction(out));
+                add(name, Load::Datagrams { out, size }, false);
+            }
+        }
+        let beside = |what: &str| format!("{what} beside idle flows");
+        for out in [true, false] {
+            let name = beside(&format!("TCP {}, MTU {mtu}, 1 stream", direction(out)));
+            add(name, Load::Bulk { out, streams: 1 }, true);
+        }
+        add(beside("TCP round trip"), Load::RoundTrip { tcp: true }, true);
+        all
+    }
+
+    /// Whether `contender` can do it.
+    pub(super) fn suits(&self, contender: Contender) -> bool {
+        match self.load {
+            _ if self.idle => contender.is_network(),
+            Load::Datagrams { .. } | Load::RoundTrip { tcp: false } => contender != Contender::Socat,
+            _ => true,
+        }
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    pub(super) fn run(&self, guest: &mut Guest, times: Times) -> anyhow::Result<Vec<Figure>> {
+        let (warm_up, time, trial) =
+            (times.warm_up.as_millis(), times.measure.as_millis(), times.trial.as_millis());
+        let (tcp, udp) = (guest.servers.tcp(), guest.servers.udp());
+        let command = match self.load {
+            Load::Bulk { out, streams } => {
+                let name = if out { "tcp-out" } else { "tcp-in" };
+                format!("{name} {tcp} --time {time} --warm-up {warm_up} --streams {streams}")
+            }
+            Load::RoundTrip { tcp: true } => format!("rr {tcp} --time {time}"),
+            Load::RoundTrip { tcp: false } => format!("udp-rr {udp} --time {time}"),
+            Load::Connections => format!("crr {tcp} --time {time}"),
+            Load::Datagrams { out, size } => {
+                let name = if out { "udp-out" } else { "udp-in" };
+                format!("{name} {udp} --size {size} --time {time} --trial {trial}")
+            }
+        };
+        let patience = (times.warm_up + times.measure) * 3 + times.trial * 20 + Duration::from_secs(20);
+        let before = guest.processor_time();
+        let result = guest.load(&command, patience)?;
+        let spent = guest.processor_time().zip(before).map(|(after, before)| after.saturating_sub(before));
+        Ok(self.figures(&result, spent))
+    }
+
+    fn figures(&self, result: &Value, spent: Option<Duration>) -> Vec<Figure> {
+        let mut figures = Vec::new();
+        let mut add = |kind, row: String, value: Option<f64>| {
+            figures.extend(value.map(|value| Figure { kind, row, value }));
+        };
+        let name = &self.name;
+        let number = |key: &str| result.get(key).and_then(Value::as_f64);
+        match self.load {
+            Load::Bulk { .. } => {
+                add(Kind::Bulk, name.clone(), number("gbit_per_s"));
+                let gigabytes = number("moved_bytes").map(|bytes| bytes / 1e9);
+                let cost = spent.zip(gigabytes).map(|(spent, gigabytes)| spent.as_secs_f64() / gigabytes);
+                // Clock ticks are too coarse for what moved next to nothing.
+                add(Kind::Processor, name.clone(), cost.filter(|_| gigabytes.is_some_and(|gb| gb > 0.01)));
+            }
+            Load::RoundTrip { .. } => {
+                add(Kind::RoundTrip, format!("{name}, p50"), number("p50_us"));
+                add(Kind::RoundTrip, format!("{name}, p99"), number("p99_us"));
+            }
+            Load::Connections => add(Kind::Connections, name.clone(), number("per_s")),
+            Load::Datagrams { .. } => {
+                add(Kind::Datagrams, format!("{name}, free of loss"), number("loss_free_per_s"));
+                add(Kind::Datagrams, format!("{name}, flood"), number("through_per_s"));
+            }
+        }
+        figures
+    }
+}
+
+fn direction(out: bool) -> &'static str {
+    if out { "out" } else { "in" }
+}
