@@ -392,7 +392,7 @@ impl Sender {
         if self.tail_due && at + len == self.data_max {
             self.tail_due = false;
         } else if let Some(recovery) = &mut self.recovery
-            && at < self.snd_nxt
+            && at < self.snd_max
         {
             if at == self.snd_una {
                 recovery.rtx_mark = self.snd_max;

@@ -679,7 +679,7 @@ fn the_host_ends_first_and_its_flow_waits_for_strays() {
     assert_eq!(script.ops, [Output::ShutdownHostWrite, Output::CloseHost]);
     assert_eq!(script.sent().last(), Some(&(ACK, 102, 52, 0)));
     // The last ACK was lost.
-    script.now = script.now + Duration::from_secs(30);
+    script.now += Duration::from_secs(30);
     script.segment(&seg(FIN, IRS + 51, ISS + 102), 0).unwrap_err();
     assert_eq!(script.sent(), [(ACK, 102, 52, 0)]);
     // RFC 1337.
