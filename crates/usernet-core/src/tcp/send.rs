@@ -9,6 +9,8 @@
 //! wrap within its lifetimes. The window starts at 1 MiB rather than RFC 6928's ten segments: the
 //! "path" is one virtual cable and its queue.
 
+use std::time::Duration;
+
 use super::SeqNumber;
 use super::ranges::Ranges;
 use super::rtt::RttEstimator;
@@ -26,6 +28,9 @@ const DISCARD_AT: u32 = 128 << 10;
 /// RFC 9293 §3.8.3 R2: give a flow up after this many timeouts in a row. A guest that answers with a
 /// shut window is never given up (RFC 9293 §3.8.6.1).
 const MAX_TIMEOUTS: u8 = 10;
+/// The longest pause between two probes of a shut window: well under the minute for which small
+/// stacks know a neighbour, since they drop an answer for which they have to ask for it first.
+const MAX_PERSIST: Duration = Duration::from_secs(30);
 /// SYNs to a guest before it is given up: about a minute.
 const MAX_SYNS: u8 = 6;
 /// RFC 9293 §3.7.1: the segment size of a guest that names none.
@@ -510,7 +515,7 @@ impl Sender {
                 self.rtt.back_off();
                 self.timeouts += 1;
                 self.window_probe_due = true;
-                self.timer = Some((now + self.rtt.rto(), Timer::Persist));
+                self.timer = Some((now + self.rtt.rto().min(MAX_PERSIST), Timer::Persist));
             }
             Timer::Probe => {
                 self.probed = true;
