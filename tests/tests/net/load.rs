@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use usernet_tests::stream_guest::StreamGuest;
-use usernet_tests::{Daemon, GATEWAY, World, peers};
+use usernet_tests::{Daemon, GATEWAY, World, eventually, peers};
 
 const FLOWS: usize = 10_000;
 
@@ -39,9 +39,14 @@ fn idle_flows_cost_no_processor_time_and_little_memory() {
     println!("{a_flow} bytes a flow");
     assert!(a_flow < 1024, "{a_flow} bytes a flow");
 
-    let before = daemon.process.processor_time();
-    thread::sleep(WATCH);
-    let used = daemon.process.processor_time() - before;
+    let used_in = |time| {
+        let before = daemon.process.processor_time();
+        thread::sleep(time);
+        daemon.process.processor_time() - before
+    };
+    // What the handshakes have set going runs out first.
+    eventually("the flows are idle", || used_in(Duration::from_secs(1)).is_zero().then_some(()));
+    let used = used_in(WATCH);
     println!("{used:?} of processor time in {WATCH:?}");
     assert!(used < WATCH / 100, "{used:?} of processor time in {WATCH:?}");
     assert!(daemon.list("flows").len() >= FLOWS);
@@ -69,7 +74,8 @@ fn two_hundred_guests_come_and_go_and_nothing_is_left() {
 
     (0..200).for_each(come_and_go);
     rested();
-    assert_eq!(daemon.process.descriptors(), descriptors);
+    // The last connection to its control socket may not be closed yet.
+    eventually("all descriptors are closed", || (daemon.process.descriptors() <= descriptors).then_some(()));
     let grown = daemon.process.resident().saturating_sub(resident);
     println!("{} KiB grown", grown >> 10);
     assert!(grown < 1 << 20, "{grown} bytes grown");
