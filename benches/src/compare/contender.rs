@@ -65,24 +65,33 @@ impl Contender {
     /// # Errors
     /// The program cannot be run.
     pub(super) fn version(self, lab: &Lab) -> Result<Option<String>> {
-        let (program, option) = match self {
+        let (program, option, package) = match self {
             Self::Loopback | Self::Veth => return Ok(None),
-            Self::Socat => (Path::new("socat"), "-V"),
-            Self::Slirp4netns => (Path::new("slirp4netns"), "--version"),
-            Self::Pasta => (Path::new("pasta"), "--version"),
-            Self::Usernet => (lab.usernet.as_path(), "--version"),
+            Self::Socat => (Path::new("socat"), "-V", "socat"),
+            Self::Slirp4netns => (Path::new("slirp4netns"), "--version", "slirp4netns"),
+            Self::Pasta => (Path::new("pasta"), "--version", "passt"),
+            Self::Usernet => (lab.usernet.as_path(), "--version", ""),
         };
-        let output = Command::new(program)
-            .arg(option)
-            .output()
-            .with_context(|| format!("cannot run {}", program.display()))?;
-        let output = String::from_utf8_lossy(&output.stdout).into_owned();
-        let line = output.lines().find(|line| line.contains("version") || line.contains(self.name()));
-        Ok(line.map(|line| line.trim().to_owned()))
+        let output = |command: &mut Command| {
+            let output = command.output().with_context(|| format!("cannot run {}", program.display()))?;
+            Ok::<_, anyhow::Error>(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let own = output(Command::new(program).arg(option))?;
+        // Not every one of them knows.
+        let package = output(Command::new("dpkg-query").args(["--show", package])).unwrap_or_default();
+        let line = if package.is_empty() { own.lines().next().unwrap_or_default() } else { &package };
+        Ok(Some(line.replace('\t', " ")))
     }
 
     /// Starts it with this MTU.
     pub(super) fn start(self, lab: &Lab, mtu: u16) -> Result<Guest> {
+        let mut guest = self.start_guest(lab, mtu)?;
+        // Only then is all of it set up.
+        guest.shell.run("true", PATIENCE)?;
+        Ok(guest)
+    }
+
+    fn start_guest(self, lab: &Lab, mtu: u16) -> Result<Guest> {
         let servers = lab.servers.as_ref().context("there are no servers")?.1.clone();
         let gateway = |servers: Servers| Servers { host: "10.0.2.2".into(), ..servers };
         let complaints = lab.folder.join(format!("{}-{mtu}.log", self.name()));
@@ -296,12 +305,14 @@ impl Guest {
     /// The processor time that the relay has used; none where the kernel is the network.
     pub(super) fn processor_time(&self) -> Option<Duration> {
         let relay = self.relay?;
-        // Proc's fields 14 to 17 (man 5 proc): user and system, its own and of children that ended.
-        // The guest is a child, too, but one that has not ended; socat's children are the relay.
-        let stat = fs::read_to_string(format!("/proc/{relay}/stat")).ok()?;
-        let (_, fields) = stat.rsplit_once(')')?;
-        let ticks: u64 =
-            fields.split_whitespace().skip(11).take(4).filter_map(|n| n.parse::<u64>().ok()).sum();
+        let mut ticks = ticks(relay)?;
+        // A relay with a shell of its own for a child has the guest for one; others make their children
+        // for connections.
+        if self.around.is_some() {
+            let children = fs::read_to_string(format!("/proc/{relay}/task/{relay}/children")).ok()?;
+            ticks +=
+                children.split_whitespace().filter_map(|child| self::ticks(child.parse().ok()?)).sum::<u64>();
+        }
         Some(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
     }
 
@@ -311,6 +322,14 @@ impl Guest {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
     }
+}
+
+/// The processor time of a process and of its children that have ended, in clock ticks.
+fn ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Fields 14 to 17 (man 5 proc_pid_stat), counted from behind the name, which is the second.
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum())
 }
 
 fn parse(line: &str) -> Result<Value> {

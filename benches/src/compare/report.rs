@@ -96,6 +96,10 @@ impl Report {
         }
     }
 
+    pub(super) fn has_failed(&self, contender: Contender, what: &str) -> bool {
+        self.failures.iter().any(|(c, w, _)| *c == contender && w == what)
+    }
+
     /// The rows of a table.
     pub(super) fn rows(&self, kind: Kind) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(move |row| row.kind == kind)
@@ -270,6 +274,7 @@ fn spread(samples: &Samples) -> (f64, f64) {
 /// A number with three digits that matter, or all that are before the point.
 pub(super) fn number(value: f64) -> String {
     match value.abs() {
+        0.0 => "0".into(),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 0.1 => format!("{value:.2}"),

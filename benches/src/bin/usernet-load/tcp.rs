@@ -99,6 +99,7 @@ pub(crate) fn send(server: SocketAddr, times: [Duration; 2]) -> Result<Counts> {
         stream.write_all(&millis.to_le_bytes())?;
     }
     let mut answers = stream.try_clone()?;
+    answers.set_read_timeout(Some(times.iter().sum::<Duration>() + PATIENCE * 2))?;
     let answer = thread::spawn(move || {
         let mut counts = [0; 24];
         let result = answers.read_exact(&mut counts);
