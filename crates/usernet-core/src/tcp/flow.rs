@@ -7,6 +7,8 @@
 //! [`HostEvent::Wrote`] for all of them, before its outputs are drained.
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;
@@ -513,6 +515,11 @@ impl TcpFlow {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let life = (self.state != State::Closed).then_some(self.life);
         [life, self.snd.deadline(), self.space_check].into_iter().flatten().min()
+    }
+
+    /// The guest's link takes nothing now: its silence means nothing.
+    pub fn handle_link_busy(&mut self, now: Instant) {
+        self.snd.hold_timer(now);
     }
 
     /// Does what is due at `now`.

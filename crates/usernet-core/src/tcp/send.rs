@@ -210,13 +210,13 @@ impl Sender {
         if seg.ack > self.snd_max {
             return Acked::Invalid;
         }
+        if seg.ack < self.snd_una {
+            return Acked::Nothing;
+        }
         let old_wnd = self.snd_wnd;
         self.update_window(seg);
         if self.snd_wnd == 0 || old_wnd == 0 {
             self.timeouts = 0;
-        }
-        if seg.ack < self.snd_una {
-            return Acked::Nothing;
         }
         for (left, right) in seg.sack.iter().flatten().copied() {
             // RFC 2883: a block below the acknowledgement reports a duplicate, not a hole.
@@ -281,7 +281,12 @@ impl Sender {
     }
 
     fn update_window(&mut self, seg: &TcpHeader) {
-        if self.snd_wl1 < seg.seq || (self.snd_wl1 == seg.seq && self.snd_wl2 <= seg.ack) {
+        // An acknowledgement of something new is newer news than any, also in a segment that fills a
+        // hole in front of the one that spoke last.
+        if seg.ack > self.snd_una
+            || self.snd_wl1 < seg.seq
+            || (self.snd_wl1 == seg.seq && self.snd_wl2 <= seg.ack)
+        {
             // The window of a SYN is never scaled (RFC 7323 §2.2).
             let shift = if seg.flags.contains(TcpFlags::SYN) { 0 } else { self.snd_shift };
             self.snd_wnd = u32::from(seg.window) << shift;
@@ -544,6 +549,16 @@ impl Sender {
             }
         }
         self.timeouts <= MAX_TIMEOUTS
+    }
+
+    /// Puts off what is due: what was sent still lies in our own link's buffer, and cannot have been
+    /// answered.
+    pub(super) fn hold_timer(&mut self, now: Instant) {
+        if let Some((at, _)) = &mut self.timer
+            && *at <= now
+        {
+            *at = now + self.rtt.rto();
+        }
     }
 
     pub(super) fn take_window_probe(&mut self) -> bool {
