@@ -195,6 +195,14 @@ impl Network {
         self.config.host_addrs = addrs;
     }
 
+    /// Tells whether frames for a guest wait in its link's buffer, which the guest does not empty. No
+    /// retransmission is due meanwhile.
+    pub fn set_link_busy(&mut self, port: PortId, busy: bool) {
+        if let Some(port) = self.switch.ports.get_mut(&port) {
+            port.busy = busy;
+        }
+    }
+
     /// Counts a drop that the driver has to report.
     pub fn count_drop(&mut self, port: PortId, reason: DropReason) {
         self.drops.count(reason);

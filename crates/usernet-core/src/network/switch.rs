@@ -19,6 +19,8 @@ pub struct Port {
     pub rx_bytes: u64,
     /// Why frames were dropped.
     pub drops: Drops,
+    /// Frames for the guest wait in its link's buffer.
+    pub(super) busy: bool,
     pub(super) connecting: usize,
     pub(super) dns: usize,
     macs: usize,

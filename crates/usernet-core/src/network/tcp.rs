@@ -192,6 +192,9 @@ impl Network {
     pub(super) fn tcp_timeout(&mut self, flow: FlowId, now: Instant) {
         let Some(entry) = self.tcp.get_mut(flow) else { return };
         entry.armed = None;
+        if self.switch.ports.get(&entry.key.port).is_some_and(|port| port.busy) {
+            entry.flow.tcp.handle_link_busy(now);
+        }
         if entry.flow.tcp.poll_timeout().is_some_and(|at| at <= now) {
             entry.flow.tcp.handle_timeout(now);
         }

@@ -105,6 +105,7 @@ impl Worker {
     fn link_space(&mut self, port: PortId) {
         let Some(entry) = self.ports.get_mut(&port) else { return };
         entry.full = false;
+        self.parts.core.set_link_busy(port, false);
         // It was added when the link was found full.
         let _ = self.parts.poll.remove(entry.tx.as_fd());
         for flow in std::mem::take(&mut entry.waiting) {
@@ -232,12 +233,13 @@ impl Worker {
                 }
             }
             Ok(Sent::Full) => {
-                if !std::mem::replace(&mut entry.full, true)
-                    && let Err(error) =
-                        self.parts.poll.add(entry.tx.as_fd(), token::TX | u64::from(port.0), Interest::Write)
-                {
-                    self.link_ended(port, &error.into());
-                    return None;
+                if !std::mem::replace(&mut entry.full, true) {
+                    self.parts.core.set_link_busy(port, true);
+                    let token = token::TX | u64::from(port.0);
+                    if let Err(error) = self.parts.poll.add(entry.tx.as_fd(), token, Interest::Write) {
+                        self.link_ended(port, &error.into());
+                        return None;
+                    }
                 }
             }
             Ok(Sent::Nothing | Sent::Never) => {}
