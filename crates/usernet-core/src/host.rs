@@ -17,7 +17,9 @@ pub enum HostEvent {
         /// Bytes kept.
         kept: u32,
     },
-    /// The host end can take about `free` more bytes.
+    /// The host end can take about `free` more bytes. Reported behind a write that took all, and when
+    /// an event or [`crate::tcp::Output::WatchSendSpace`] asks for it; not behind a write that fell
+    /// short, whatever the host says then.
     SendSpace {
         /// Bytes.
         free: u32,

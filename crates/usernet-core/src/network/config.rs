@@ -63,8 +63,13 @@ pub struct Limits {
     pub udp_peers: usize,
     /// Ping flows. The least recently used goes first.
     pub ping: usize,
+    /// Bytes kept for TCP flows: out of order, or without room in the host. More are dropped, and
+    /// come again.
+    pub kept: u32,
     /// DNS queries that are not answered yet. One beyond this is dropped.
     pub dns: usize,
+    /// DNS connections. One beyond this is refused.
+    pub dns_streams: usize,
     /// MAC addresses that the switch knows of a guest. No more are learnt.
     pub macs: usize,
     /// IP addresses that the network knows of a guest. No more are learnt.
@@ -81,9 +86,11 @@ impl Default for Limits {
             udp: 2048,
             udp_peers: 64,
             ping: 64,
-            dns: 256,
+            kept: 16 << 20,
+            dns: 64,
+            dns_streams: 8,
             macs: 64,
-            addresses: 256,
+            addresses: 32,
             unresolved: 256,
         }
     }

@@ -32,8 +32,8 @@ use crate::table::{Entry, FlowId, FlowKind, FlowTable};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::{
-    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, EthernetHeader, IcmpError, IpHeader, MacAddr,
-    PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP,
+    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, IcmpError,
+    IpHeader, MacAddr, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP,
 };
 use config::{Place, gateway_mac};
 use switch::{Neighbour, Switch};
@@ -243,6 +243,9 @@ impl Network {
         }
         self.switch.learn_mac(port, ethernet.src, &self.config.limits);
         let ours = ethernet.dst == self.mac;
+        if !ours {
+            self.check_sender(port, ethernet.ethertype, rest)?;
+        }
         if !ours && !ethernet.dst.is_multicast() {
             return match self.switch.port_of(ethernet.dst) {
                 Some(to) if to != port => Ok(Verdict::Relay(to)),
@@ -268,6 +271,19 @@ impl Network {
             _ if !ours => self.flood(DropReason::EtherType),
             _ => Err(DropReason::EtherType),
         }
+    }
+
+    /// What one guest says to others may be said in its own name only.
+    fn check_sender(&self, port: PortId, ethertype: u16, bytes: &[u8]) -> Result<(), DropReason> {
+        let sender = match ethertype {
+            ETHERTYPE_ARP => IpAddr::V4(Arp::parse(bytes)?.sender),
+            ETHERTYPE_IPV4 => IpHeader::source_v4(bytes).ok_or(DropReason::IpHeader)?,
+            // A router advertisement would make its sender everybody's router.
+            ETHERTYPE_IPV6 => return Err(DropReason::EtherType),
+            _ => return Ok(()),
+        };
+        let of_another = self.switch.neighbour(sender).is_some_and(|at| at.port != port);
+        if self.config.is_ours(sender) || of_another { Err(DropReason::SourceAddress) } else { Ok(()) }
     }
 
     /// What goes to a group goes to the other guests; with none, it is dropped for `reason`.
@@ -355,11 +371,18 @@ impl Network {
     fn granted(&mut self, port: PortId, mac: MacAddr, grant: dhcp::Grant) {
         let addr = IpAddr::V4(grant.address);
         self.switch.assign_address(addr, Neighbour { port, mac });
+        if grant.mac_also_on.is_none() {
+            self.switch.assign_mac(port, mac);
+        }
         self.resolved(addr);
         if !grant.renewed {
             self.outputs.push_back(Output::LeasesChanged);
         }
-        if let Some(other) = grant.mac_also_on {
+        // Once a guest: it may ask as often as it likes.
+        if let Some(other) = grant.mac_also_on
+            && let Some(entry) = self.switch.ports.get_mut(&port)
+            && !std::mem::replace(&mut entry.conflict_told, true)
+        {
             self.outputs.push_back(Output::MacConflict { port, other, mac });
         }
     }
@@ -398,10 +421,11 @@ impl Network {
         if dst == self.config.gateway { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { dst }
     }
 
-    /// How a guest sees a host's address: loopback is the gateway.
+    /// How a guest sees a host's address: loopback is the gateway, and so is what an IPv4 guest could
+    /// not name.
     fn guest_view(&self, addr: IpAddr) -> IpAddr {
         let addr = addr.to_canonical();
-        if addr.is_loopback() { self.config.gateway.into() } else { addr }
+        if addr.is_loopback() || addr.is_ipv6() { self.config.gateway.into() } else { addr }
     }
 
     // --- time and outputs ------------------------------------------------------------------------

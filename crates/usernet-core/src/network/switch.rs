@@ -22,7 +22,10 @@ pub struct Port {
     /// Frames for the guest wait in its link's buffer.
     pub(super) busy: bool,
     pub(super) connecting: usize,
+    pub(super) kept: u32,
     pub(super) dns: usize,
+    pub(super) dns_streams: usize,
+    pub(super) conflict_told: bool,
     macs: usize,
     addresses: usize,
 }
@@ -59,6 +62,16 @@ impl Switch {
         {
             entry.macs += 1;
             self.macs.insert(mac, port);
+        }
+    }
+
+    /// A lease says whose a MAC address is, whoever was first to use it.
+    pub(super) fn assign_mac(&mut self, port: PortId, mac: MacAddr) {
+        let old = self.macs.insert(mac, port);
+        for (port, step) in old.map(|old| (old, -1)).into_iter().chain([(port, 1)]) {
+            if let Some(entry) = self.ports.get_mut(&port) {
+                entry.macs = entry.macs.saturating_add_signed(step);
+            }
         }
     }
 

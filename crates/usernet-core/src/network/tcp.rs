@@ -29,6 +29,8 @@ pub struct TcpEntry {
     pub target: Option<Target>,
     /// Whether it counts among its guest's pending connects.
     connecting: bool,
+    /// As how many kept bytes it counts.
+    kept: u32,
 }
 
 impl Network {
@@ -55,7 +57,10 @@ impl Network {
         let Some(flow) = found else { return self.begin_tcp(packet, &seg, len, key, place, now) };
         let entry = self.tcp.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.mac = packet.mac;
+        let kept = self.switch.ports.get(&packet.port).map_or(0, |port| port.kept);
+        entry.flow.tcp.set_keep_room(self.config.limits.kept.saturating_sub(kept));
         let accept = entry.flow.tcp.handle_segment(&seg, len, now);
+        self.count_kept(flow);
         self.mark_dirty(flow);
         let payload_at = packet.transport.start + header_len;
         let shift = |payload: std::ops::Range<usize>| payload.start + payload_at..payload.end + payload_at;
@@ -86,7 +91,14 @@ impl Network {
         let peer = SocketAddr::new(self.host_addr(packet.ip.dst), seg.dst_port);
         let target = match place {
             Place::Gateway | Place::Outside => Target::Host(peer),
-            Place::Dns if seg.dst_port == 53 => Target::Dns,
+            Place::Dns if seg.dst_port == 53 => {
+                let limit = self.config.limits.dns_streams;
+                if self.switch.ports.get(&packet.port).is_none_or(|port| port.dns_streams >= limit) {
+                    self.refuse(packet, seg, len);
+                    return Err(DropReason::DnsLimit);
+                }
+                Target::Dns
+            }
             Place::Dns | Place::Closed => {
                 self.refuse(packet, seg, len);
                 return Err(DropReason::Policy);
@@ -109,8 +121,9 @@ impl Network {
             return Err(DropReason::PendingLimit);
         }
         port.connecting += 1;
+        port.dns_streams += usize::from(target == Target::Dns);
         let tcp = TcpFlow::from_guest(seg, self.initial_seq(&key, now), self.tcp_mss(), now);
-        let entry = TcpEntry { tcp, target: Some(target), connecting: true };
+        let entry = TcpEntry { tcp, target: Some(target), connecting: true, kept: 0 };
         let flow = self.tcp.insert(key, packet.mac, entry);
         self.mark_dirty(flow);
         Ok(Verdict::Done)
@@ -137,7 +150,7 @@ impl Network {
         }
         let key = key(peer);
         let tcp = TcpFlow::to_guest(guest.port, peer.port, self.initial_seq(&key, now), self.tcp_mss(), now);
-        let flow = self.tcp.insert(key, mac, TcpEntry { tcp, target: None, connecting: false });
+        let flow = self.tcp.insert(key, mac, TcpEntry { tcp, target: None, connecting: false, kept: 0 });
         self.mark_dirty(flow);
         Some(flow)
     }
@@ -280,6 +293,7 @@ impl Network {
 
     /// A flow has nothing more to do now: wake it when its deadline comes.
     fn rest(&mut self, flow: FlowId) {
+        self.count_kept(flow);
         let Some(entry) = self.tcp.get_mut(flow) else { return };
         entry.queued = false;
         let retired = entry.flow.tcp.is_time_wait();
@@ -294,10 +308,19 @@ impl Network {
     fn forget_tcp(&mut self, flow: FlowId) {
         let Some(mut entry) = self.tcp.remove(flow) else { return };
         disarm(&mut self.wheel, &mut entry);
-        if entry.flow.connecting
-            && let Some(port) = self.switch.ports.get_mut(&entry.key.port)
-        {
-            port.connecting = port.connecting.saturating_sub(1);
+        let Some(port) = self.switch.ports.get_mut(&entry.key.port) else { return };
+        let TcpEntry { target, connecting, kept, .. } = entry.flow;
+        port.connecting = port.connecting.saturating_sub(connecting.into());
+        port.dns_streams = port.dns_streams.saturating_sub((target == Some(Target::Dns)).into());
+        port.kept = port.kept.saturating_sub(kept);
+    }
+
+    /// Brings what counts as kept for a flow's guest up to date.
+    fn count_kept(&mut self, flow: FlowId) {
+        let Some(entry) = self.tcp.get_mut(flow) else { return };
+        let before = std::mem::replace(&mut entry.flow.kept, entry.flow.tcp.kept());
+        if let Some(port) = self.switch.ports.get_mut(&entry.key.port) {
+            port.kept = port.kept.saturating_sub(before).saturating_add(entry.flow.kept);
         }
     }
 

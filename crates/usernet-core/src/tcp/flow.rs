@@ -346,7 +346,7 @@ impl TcpFlow {
     /// Whether `syn` may begin a new flow in this one's place: it waits only for strays, and the
     /// new sequence numbers lie beyond the old ones (RFC 9293 §3.10.7.4, TIME-WAIT).
     pub fn may_be_reused(&self, syn: &TcpHeader) -> bool {
-        self.state == State::TimeWait
+        self.is_time_wait()
             && syn.flags.contains(TcpFlags::SYN)
             && !syn.flags.contains(TcpFlags::ACK)
             && syn.seq > self.rcv.rcv_nxt
@@ -737,9 +737,19 @@ impl TcpFlow {
         self.state == State::Connecting
     }
 
-    /// Whether the flow only waits for strays.
+    /// Whether the flow only waits for strays, and its host end is gone.
     pub fn is_time_wait(&self) -> bool {
-        self.state == State::TimeWait
+        self.state == State::TimeWait && !self.has_host
+    }
+
+    /// Bytes that the driver keeps for the flow.
+    pub fn kept(&self) -> u32 {
+        self.rcv.kept()
+    }
+
+    /// Says how many more bytes may be kept for the flow's guest.
+    pub fn set_keep_room(&mut self, room: u32) {
+        self.rcv.keep_room = room;
     }
 
     /// The guest's port.

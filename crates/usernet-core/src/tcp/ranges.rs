@@ -29,6 +29,11 @@ impl<const N: usize> Ranges<N> {
         self.iter().next_back().map(|(_, right)| right)
     }
 
+    /// How many ranges there are.
+    pub(super) fn count(&self) -> usize {
+        self.len.into()
+    }
+
     /// The bytes in all ranges.
     pub(super) fn total(&self) -> u32 {
         self.iter().map(|(left, right)| right - left).sum()

@@ -12,10 +12,12 @@ use super::ranges::Ranges;
 use crate::drops::DropReason;
 use crate::wire::{TcpFlags, TcpHeader};
 
-/// Out-of-order bytes kept for one flow.
+/// Bytes kept for one flow: those out of order, and those that the host's queue had no room for.
 pub const MAX_KEPT: u32 = 256 << 10;
 /// Our window scale: windows come in steps of 256 bytes.
 pub(super) const SHIFT: u8 = 8;
+/// Runs of bytes out of order that are kept for one flow.
+const MAX_ISLANDS: usize = 4;
 /// No window rather than one that makes silly small segments (RFC 9293 §3.8.6.2.2).
 const MIN_WINDOW: u32 = 4096;
 
@@ -48,8 +50,11 @@ pub(super) struct Receiver {
     pub(super) shift: u8,
     /// Bytes behind `rcv_nxt` that lie with the driver: offered to the host, not yet reported.
     offered: u32,
-    /// Bytes beyond `rcv_nxt` that the driver keeps.
-    kept: Ranges<4>,
+    /// Bytes beyond `rcv_nxt` that the driver keeps: up to [`MAX_ISLANDS`] out of order, and those that
+    /// wait at `rcv_nxt` for room in the host.
+    kept: Ranges<{ MAX_ISLANDS + 1 }>,
+    /// How many more bytes may be kept.
+    pub(super) keep_room: u32,
     /// The host took less than it was offered; wait for room before writing what is kept.
     blocked: bool,
     /// What the host can take.
@@ -70,6 +75,7 @@ impl Receiver {
             shift: 0,
             offered: 0,
             kept: Ranges::default(),
+            keep_room: MAX_KEPT,
             blocked: false,
             space: 0,
             fin: None,
@@ -133,7 +139,10 @@ impl Receiver {
             self.offered += end - start;
             return Ok(Accept::Deliver { payload, at: start });
         }
-        if self.kept.total() + (end - start) > MAX_KEPT || !self.kept.insert(start, end) {
+        let room = self.keep_room.min(MAX_KEPT.saturating_sub(self.kept.total()));
+        let before = self.kept;
+        if end - start > room || !self.kept.insert(start, end) || self.kept.count() > MAX_ISLANDS {
+            self.kept = before;
             return Err(DropReason::OutOfOrderFull);
         }
         Ok(Accept::Keep { payload, at: start })
@@ -146,6 +155,8 @@ impl Receiver {
         self.advance(len);
         if short {
             self.blocked = true;
+            self.space = 0;
+            // There is always a place for these: out of order one fewer is kept.
             self.kept.insert(self.rcv_nxt, self.rcv_nxt + kept);
         }
     }
@@ -154,7 +165,10 @@ impl Receiver {
     pub(super) fn wrote_kept(&mut self, len: u32) {
         let due = self.kept_run();
         self.advance(len);
-        self.blocked = len < due;
+        if len < due {
+            self.blocked = true;
+            self.space = 0;
+        }
     }
 
     fn advance(&mut self, len: u32) {
@@ -191,6 +205,11 @@ impl Receiver {
         }
     }
 
+    /// Bytes that the driver keeps.
+    pub(super) fn kept(&self) -> u32 {
+        self.kept.total()
+    }
+
     /// What the host can take.
     pub(super) fn space(&self) -> u32 {
         self.space
@@ -205,7 +224,8 @@ impl Receiver {
 
     /// Whether the window is too small for a guest to go on by itself.
     pub(super) fn starved(&self) -> bool {
-        !self.fin_received && (self.rcv_adv.ahead_of(self.rcv_nxt) < MIN_WINDOW || self.kept_run() > 0)
+        let shut = self.rcv_adv.ahead_of(self.rcv_nxt) < MIN_WINDOW;
+        !self.fin_received && (shut || self.blocked || self.kept_run() > 0)
     }
 
     /// The window for a segment that goes out now; moves the edge.

@@ -399,9 +399,10 @@ impl Sender {
         if len == 0 {
             return;
         }
-        if self.tail_due && at + len == self.data_max {
-            self.tail_due = false;
-        } else if let Some(recovery) = &mut self.recovery
+        // One probe, whatever it brought: a peek stops short at an urgent mark.
+        let probe = std::mem::take(&mut self.tail_due);
+        if let Some(recovery) = &mut self.recovery
+            && !probe
             && at < self.snd_max
         {
             if at == self.snd_una {

@@ -67,6 +67,11 @@ impl IpHeader {
         Ok((header, header_len, total_len - header_len))
     }
 
+    /// The source of an IPv4 packet, whatever else is wrong with it.
+    pub fn source_v4(bytes: &[u8]) -> Option<IpAddr> {
+        (bytes.len() >= IPV4_HEADER_LEN).then(|| IpAddr::V4(Ipv4Packet::new_unchecked(bytes).src_addr()))
+    }
+
     /// Writes an IPv4 header without options for `payload_len` bytes of transport header and
     /// payload, with its checksum. "Don't fragment" is set.
     ///

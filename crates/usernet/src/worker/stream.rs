@@ -145,14 +145,18 @@ impl Worker {
             },
             TcpOp::WriteKept { at, len } => {
                 let mut slices = Vec::new();
-                slot.kept.slices(at, len as usize, &mut slices);
+                if slot.kept.slices(at, len as usize, &mut slices) < len as usize {
+                    return self.tcp_failed(flow, HostError::Reset);
+                }
                 match slot.end.write(&slices) {
                     Ok(written) => {
                         let written = u32::try_from(written).unwrap_or(len);
                         slot.kept.release(at + written);
-                        let free = slot.end.send_space();
+                        let free = (written == len).then(|| slot.end.send_space());
                         self.parts.core.tcp_wrote_kept(flow, written, now);
-                        self.tcp_event(flow, HostEvent::SendSpace { free });
+                        if let Some(free) = free {
+                            self.tcp_event(flow, HostEvent::SendSpace { free });
+                        }
                     }
                     Err(error) => self.tcp_failed(flow, error),
                 }
@@ -233,10 +237,12 @@ impl Worker {
                     IoSlice::advance_slices(&mut rest, written);
                     kept = slot.kept.keep(at + u32::try_from(written).unwrap_or(0), rest);
                 }
-                let free = slot.end.send_space();
+                let free = (written == len).then(|| slot.end.send_space());
                 let narrow = |len| u32::try_from(len).unwrap_or(u32::MAX);
                 self.tcp_event(flow, HostEvent::Wrote { len: narrow(written), kept: narrow(kept) });
-                self.tcp_event(flow, HostEvent::SendSpace { free });
+                if let Some(free) = free {
+                    self.tcp_event(flow, HostEvent::SendSpace { free });
+                }
             }
             Err(error) => self.tcp_failed(flow, error),
         }
@@ -244,8 +250,12 @@ impl Worker {
 
     /// Keeps bytes that came out of order.
     pub(super) fn keep(&mut self, flow: FlowId, at: SeqNumber, slices: &[IoSlice<'_>]) {
-        if let Some(slot) = self.tcp_slot(flow) {
-            slot.kept.keep(at, slices);
+        let len: usize = slices.iter().map(|slice| slice.len()).sum();
+        if let Some(slot) = self.tcp_slot(flow)
+            && slot.kept.keep(at, slices) < len
+        {
+            // The core counts on these bytes: without them the stream would have a hole.
+            self.tcp_failed(flow, HostError::Reset);
         }
     }
 }
