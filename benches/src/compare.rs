@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::Programs;
 use contender::{Contender, Guest, Lab};
 use report::Report;
 use work::{Figure, IDLE, Kind, MTUS, Times, Work};
@@ -57,15 +58,6 @@ pub struct Options {
     /// Draw the medians to this file as SVG
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-}
-
-/// The programs of this repository that take part, built for release.
-#[derive(Clone, Debug)]
-pub struct Programs {
-    /// `usernet`.
-    pub usernet: PathBuf,
-    /// `usernet-load`.
-    pub load: PathBuf,
 }
 
 /// Runs the comparison and prints its tables.

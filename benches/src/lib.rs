@@ -1,9 +1,24 @@
 //! Benches: what the network costs, alone and beside others.
 //!
 //! - [`compare`] runs `usernet` and its peers side by side on the same work.
+//! - [`budget`] counts what can be counted, and holds it to what it may be.
 //! - [`relay`] drives the core alone, for the micro benches and for counting instructions.
 //!
-//! `cargo xtask bench` is the way to run it.
+//! `cargo xtask bench` is the way to run the first two, `cargo bench` the micro benches.
 
+pub mod budget;
 pub mod compare;
 pub mod relay;
+
+use std::path::PathBuf;
+
+/// The programs of this repository that are measured, or measure, built for release.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// `usernet`.
+    pub usernet: PathBuf,
+    /// `usernet-load`.
+    pub load: PathBuf,
+    /// `usernet-core-load`.
+    pub core_load: PathBuf,
+}

@@ -15,6 +15,7 @@ use rustix::process::geteuid;
 use serde_json::Value;
 
 use super::shell::Shell;
+use crate::Programs;
 
 /// How long a contender may take to start.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -209,7 +210,7 @@ pub(super) struct Lab {
 
 impl Lab {
     /// Copies the programs to where an ordinary user may run them, and starts the servers.
-    pub(super) fn new(folder: &Path, programs: &super::Programs) -> Result<Self> {
+    pub(super) fn new(folder: &Path, programs: &Programs) -> Result<Self> {
         let copy = |from: &Path, name: &str| -> Result<PathBuf> {
             let to = folder.join(name);
             fs::copy(from, &to).with_context(|| format!("no {}", from.display()))?;

@@ -1,15 +1,16 @@
 //! The host's own addresses.
 
+use std::io;
 use std::net::IpAddr;
 
 use nix::ifaddrs::getifaddrs;
 
-/// The addresses of all interfaces of this network namespace, sorted, each once; none when the system
-/// does not tell.
-pub fn addresses() -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = getifaddrs()
-        .into_iter()
-        .flatten()
+/// The addresses of all interfaces of this network namespace, sorted, each once.
+///
+/// # Errors
+/// The system does not tell: no descriptors are left, say. That is not to be taken for "none".
+pub fn addresses() -> io::Result<Vec<IpAddr>> {
+    let mut addresses: Vec<IpAddr> = getifaddrs()?
         .filter_map(|interface| {
             let address = interface.address?;
             let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
@@ -18,7 +19,7 @@ pub fn addresses() -> Vec<IpAddr> {
         .collect();
     addresses.sort_unstable();
     addresses.dedup();
-    addresses
+    Ok(addresses)
 }
 
 #[cfg(test)]
@@ -29,6 +30,6 @@ mod tests {
 
     #[test]
     fn loopback_is_among_them() {
-        assert!(addresses().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(addresses().unwrap().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
     }
 }

@@ -83,7 +83,7 @@ impl Network {
     /// The configuration does not fit together, or something that it names cannot be had.
     pub fn start(config: Config) -> Result<Self, Error> {
         config.validate()?;
-        usernet_host::limits::raise_descriptor_limit();
+        let descriptors = usernet_host::limits::raise_descriptor_limit();
         if let Err(forbidden) = usernet_host::ping::ping_allowed() {
             tracing::warn!("{forbidden}");
         }
@@ -103,6 +103,8 @@ impl Network {
         let resolver = Resolver::new(usernet_dns::Config {
             upstreams: config.dns_upstreams.clone(),
             gateway: config.gateway,
+            // A few times what one guest may ask at once.
+            max_in_flight: 1024,
             ..usernet_dns::Config::default()
         })
         .map_err(|error| ConfigError(error.to_string()))?;
@@ -113,7 +115,7 @@ impl Network {
         let waker = Waker::new().map_err(Error::io("cannot make an eventfd"))?;
         let commands = Commands { commands: sender, waker: waker.clone() };
         let worker = Worker::new(Parts {
-            core: core::Network::new(core_config(&config)?),
+            core: core::Network::new(core_config(&config, descriptors)?),
             poll,
             waker,
             commands: receiver,
@@ -188,7 +190,15 @@ fn start_control() -> io::Result<(runtime::Handle, oneshot::Sender<()>, JoinHand
     Ok((handle, stop, thread))
 }
 
-fn core_config(config: &Config) -> Result<core::Config, Error> {
+fn host_addresses() -> Result<Vec<IpAddr>, Error> {
+    usernet_host::addresses()
+        .map_err(Error::io("cannot list the host's own addresses, which are to be closed"))
+}
+
+fn core_config(config: &Config, descriptors: u64) -> Result<core::Config, Error> {
+    let mut limits = core::Limits::default();
+    // One guest must not take all descriptors: others, and the network itself, need some.
+    limits.tcp = limits.tcp.min(usize::try_from(descriptors / 5 * 4).unwrap_or(usize::MAX));
     let mut seed = [0; 16];
     let what = "cannot draw a random seed";
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
@@ -200,7 +210,7 @@ fn core_config(config: &Config) -> Result<core::Config, Error> {
         dns: config.dns,
         mtu: config.mtu,
         host_loopback: config.host_loopback,
-        host_addrs: usernet_host::addresses(),
+        host_addrs: if config.host_loopback { Vec::new() } else { host_addresses()? },
         dhcp: dhcp::Config {
             net: config.net,
             prefix_len: config.prefix_len,
@@ -213,7 +223,7 @@ fn core_config(config: &Config) -> Result<core::Config, Error> {
             search: config.dns_search.clone(),
             ..dhcp::Config::default()
         },
-        limits: core::Limits::default(),
+        limits,
         seed,
     })
 }
@@ -355,7 +365,8 @@ impl Handle {
             let mut interval = tokio::time::interval(HOST_ADDRESSES);
             loop {
                 interval.tick().await;
-                let addresses = usernet_host::addresses();
+                // What cannot be read now has not changed.
+                let Ok(addresses) = usernet_host::addresses() else { continue };
                 if addresses != known {
                     known.clone_from(&addresses);
                     if !commands.send(Command::HostAddresses(addresses)) {

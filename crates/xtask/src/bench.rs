@@ -1,10 +1,10 @@
-//! `cargo xtask bench`: the comparison with others.
+//! `cargo xtask bench`: the comparison with others, and the budget.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use usernet_benches::compare::{self, Programs};
+use usernet_benches::{Programs, budget, compare};
 
 use crate::packages::{self, Program, program};
 use crate::test::{cargo, enter_workspace};
@@ -17,10 +17,21 @@ const COMPARISON: &[Program] = &[
     program("socat", "socat"),
 ];
 
+/// What counts.
+const COUNTERS: &[Program] = &[program("strace", "strace"), program("valgrind", "valgrind")];
+
+const BUDGET: &str = "benches/budget.json";
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     comparison: compare::Options,
+    /// Count system calls, instructions and memory instead, and fail where they exceed their budget
+    #[arg(long, conflicts_with = "Options")]
+    budget: bool,
+    /// Count them and write them to benches/budget.json as the new budget
+    #[arg(long, conflicts_with_all = ["Options", "budget"])]
+    accept_budget: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -31,9 +42,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         *file = here.join(&*file);
     }
     enter_workspace()?;
-    packages::offer(COMPARISON);
+    let counts = arguments.budget || arguments.accept_budget;
+    packages::offer(if counts { COUNTERS } else { COMPARISON });
     cargo("build --release --package usernet-cli --package usernet-benches --bins")?;
-    compare::run(&options, &Programs { usernet: built("usernet"), load: built("usernet-load") })
+    let programs = Programs {
+        usernet: built("usernet"),
+        load: built("usernet-load"),
+        core_load: built("usernet-core-load"),
+    };
+    if arguments.accept_budget {
+        budget::accept(&programs, Path::new(BUDGET))
+    } else if arguments.budget {
+        budget::check(&programs, Path::new(BUDGET))
+    } else {
+        compare::run(&options, &programs)
+    }
 }
 
 fn built(program: &str) -> PathBuf {

@@ -23,16 +23,30 @@ const BUDGET: usize = 64;
 /// The largest UDP payload over IPv4.
 const MAX_DATAGRAM: usize = 65_507;
 
+/// What a try to take in a message says of the next one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// There may be one.
+    More,
+    /// It waits for room in the guest's link.
+    Waits,
+    /// An event will tell.
+    Drained,
+}
+
 /// The socket of a UDP flow.
 pub(super) struct UdpSlot {
     flow: FlowId,
     end: UdpEnd,
+    /// It is on the list of those to read, or waits for room in its guest's link.
+    ready: bool,
 }
 
 /// The socket of a ping flow.
 pub(super) struct PingSlot {
     flow: FlowId,
     end: PingEnd,
+    ready: bool,
 }
 
 impl Worker {
@@ -72,7 +86,7 @@ impl Worker {
         if slot.as_ref().is_none_or(|slot| slot.flow != flow) {
             let end = UdpEnd::open(any_address(to.ip()), guest_port).ok()?;
             poll.add(end.as_fd(), flow.to_token(), Interest::Read).ok()?;
-            *slot = Some(UdpSlot { flow, end });
+            *slot = Some(UdpSlot { flow, end, ready: false });
         }
         slot.as_ref().map(|slot| &slot.end)
     }
@@ -95,7 +109,7 @@ impl Worker {
                 Ok(end)
             });
             match registered {
-                Ok(end) => *slot = Some(PingSlot { flow, end }),
+                Ok(end) => *slot = Some(PingSlot { flow, end, ready: false }),
                 Err(error) => {
                     let forbidden = error == HostError::Prohibited;
                     let reason =
@@ -122,9 +136,28 @@ impl Worker {
         if event.error() {
             self.take_errors(flow);
         }
-        if event.readable() {
+        if event.readable()
+            && let Some(ready) = self.ready_bit(flow)
+            && !std::mem::replace(ready, true)
+        {
             self.ready_flows.push_back(flow);
         }
+    }
+
+    fn ready_bit(&mut self, flow: FlowId) -> Option<&mut bool> {
+        let index = flow.index as usize;
+        let (of, ready) = match flow.kind {
+            FlowKind::Tcp => return None,
+            FlowKind::Udp => {
+                let slot = self.udp.get_mut(index)?.as_mut()?;
+                (slot.flow, &mut slot.ready)
+            }
+            FlowKind::Ping => {
+                let slot = self.ping.get_mut(index)?.as_mut()?;
+                (slot.flow, &mut slot.ready)
+            }
+        };
+        (of == flow).then_some(ready)
     }
 
     fn take_errors(&mut self, flow: FlowId) {
@@ -160,28 +193,35 @@ impl Worker {
     pub(super) fn read_flows(&mut self) {
         for _ in 0..self.ready_flows.len() {
             let Some(flow) = self.ready_flows.pop_front() else { break };
-            let mut more = true;
-            let mut budget = BUDGET;
-            while more && budget > 0 {
-                more = match flow.kind {
+            let mut next = Next::More;
+            for _ in 0..BUDGET {
+                next = match flow.kind {
                     FlowKind::Udp => self.receive_udp(flow),
                     _ => self.receive_ping(flow),
                 };
-                budget -= 1;
+                if next != Next::More {
+                    break;
+                }
             }
-            if more {
-                self.ready_flows.push_back(flow);
+            match next {
+                Next::More => self.ready_flows.push_back(flow),
+                Next::Waits => {}
+                Next::Drained => {
+                    if let Some(ready) = self.ready_bit(flow) {
+                        *ready = false;
+                    }
+                }
             }
         }
     }
 
-    /// Takes in one datagram; returns whether there may be more.
-    fn receive_udp(&mut self, flow: FlowId) -> bool {
-        let Some(port) = self.parts.core.port_of(flow) else { return false };
+    /// Takes in one datagram.
+    fn receive_udp(&mut self, flow: FlowId) -> Next {
+        let Some(port) = self.parts.core.port_of(flow) else { return Next::Drained };
         let Self { ports, udp, parts, now, .. } = self;
         let core = &mut parts.core;
         let slot = udp.get(flow.index as usize).and_then(Option::as_ref).filter(|slot| slot.flow == flow);
-        let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return false };
+        let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return Next::Drained };
         let mut more = false;
         let outcome = entry.fill((UDP_FRAME_HEADERS, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
             let received = slot.end.receive(room).ok().flatten()?;
@@ -192,12 +232,12 @@ impl Worker {
         self.after_receive(port, flow, outcome, more)
     }
 
-    fn receive_ping(&mut self, flow: FlowId) -> bool {
-        let Some(port) = self.parts.core.port_of(flow) else { return false };
+    fn receive_ping(&mut self, flow: FlowId) -> Next {
+        let Some(port) = self.parts.core.port_of(flow) else { return Next::Drained };
         let Self { ports, ping, parts, now, .. } = self;
         let core = &mut parts.core;
         let slot = ping.get(flow.index as usize).and_then(Option::as_ref).filter(|slot| slot.flow == flow);
-        let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return false };
+        let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return Next::Drained };
         let mut more = false;
         let outcome = entry.fill((UDP_FRAME_HEADERS, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
             // The ICMP header is written anew, in front of the room.
@@ -222,17 +262,17 @@ impl Worker {
         flow: FlowId,
         outcome: Result<Sent, usernet_link::LinkError>,
         more: bool,
-    ) -> bool {
+    ) -> Next {
         match self.sent(port, outcome) {
             // The rest waits in the socket, which drops what it has no room for.
             Some(Sent::Full) => {
                 if let Some(entry) = self.ports.get_mut(&port) {
                     entry.wait(flow);
                 }
-                false
+                Next::Waits
             }
-            Some(_) => more,
-            None => false,
+            Some(_) if more => Next::More,
+            _ => Next::Drained,
         }
     }
 

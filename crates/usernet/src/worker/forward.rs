@@ -62,12 +62,26 @@ fn refusal(rule: &ForwardRule, error: &io::Error) -> String {
     format!("cannot forward {rule}: {error}: {way_out}")
 }
 
+/// What a try to take in a connection or datagram says of the next one.
+enum Next {
+    /// There may be one.
+    More,
+    /// It waits for a descriptor.
+    Parked,
+    /// An event will tell.
+    Drained,
+}
+
 /// A forwarded port.
 pub(crate) struct Forward {
     listener: Listener,
     protocol: ForwardProtocol,
     guest: Endpoint,
     accepted: u64,
+    /// It is on a list: of those to read, or of those that wait for descriptors.
+    pub(super) ready: bool,
+    /// It was said that descriptors have run out, and none has been had since.
+    exhausted: bool,
 }
 
 impl Worker {
@@ -81,7 +95,10 @@ impl Worker {
         self.next_forward += 1;
         let addr = rule.guest_addr.unwrap_or(self.parts.default_guest).into();
         let guest = Endpoint { addr, port: rule.guest_port };
-        self.forwards.insert(id, Forward { listener, protocol: rule.protocol, guest, accepted: 0 });
+        self.forwards.insert(
+            id,
+            Forward { listener, protocol: rule.protocol, guest, accepted: 0, ready: false, exhausted: false },
+        );
         Ok(self.forward_infos().into_iter().find(|info| info.id == id).expect("it was just inserted"))
     }
 
@@ -112,56 +129,75 @@ impl Worker {
         }
     }
 
+    /// Takes in what epoll tells of a forward.
+    pub(super) fn forward_ready(&mut self, id: u32) {
+        if let Some(forward) = self.forwards.get_mut(&id)
+            && !std::mem::replace(&mut forward.ready, true)
+        {
+            self.ready_forwards.push_back(id);
+        }
+    }
+
     pub(super) fn read_forward(&mut self, id: u32) {
         for _ in 0..BUDGET {
             let Some(forward) = self.forwards.get(&id) else { return };
-            let more = match &forward.listener {
+            let next = match &forward.listener {
                 Listener::Tcp(_) => self.accept(id),
                 Listener::Udp(_) => self.receive_forwarded(id),
             };
-            if !more {
-                return;
+            match next {
+                Next::More => {}
+                Next::Parked => return self.park(id),
+                Next::Drained => {
+                    if let Some(forward) = self.forwards.get_mut(&id) {
+                        forward.ready = false;
+                    }
+                    return;
+                }
             }
         }
         self.ready_forwards.push_back(id);
     }
 
-    fn accept(&mut self, id: u32) -> bool {
-        let Some(Forward { listener: Listener::Tcp(listener), guest, accepted, .. }) =
-            self.forwards.get_mut(&id)
-        else {
-            return false;
+    fn accept(&mut self, id: u32) -> Next {
+        let Some(forward) = self.forwards.get_mut(&id) else { return Next::Drained };
+        let Forward { listener: Listener::Tcp(listener), guest, accepted, exhausted, .. } = forward else {
+            return Next::Drained;
         };
         match listener.accept() {
             Ok(Accept::Accepted(connection)) => {
                 *accepted += 1;
+                *exhausted = false;
                 let guest = *guest;
                 match self.parts.core.accept_tcp(guest, connection.peer, self.now) {
                     Some(flow) => self.add_tcp(flow, connection.end, false),
                     None => connection.end.reset(),
                 }
-                true
+                Next::More
             }
-            Ok(Accept::Empty) => false,
+            Ok(Accept::Empty) => Next::Drained,
             Ok(Accept::Exhausted) => {
-                tracing::warn!(forward = id, "no descriptors left: connections wait until a flow ends");
-                self.park(id);
-                false
+                if !std::mem::replace(exhausted, true) {
+                    tracing::warn!(forward = id, "no descriptors left: connections wait until a flow ends");
+                }
+                Next::Parked
             }
             Err(error) => {
                 tracing::warn!(forward = id, %error, "accept failed");
-                false
+                Next::Drained
             }
         }
     }
 
-    fn receive_forwarded(&mut self, id: u32) -> bool {
+    fn receive_forwarded(&mut self, id: u32) -> Next {
         let Some(Forward { listener: Listener::Udp(end), guest, .. }) = self.forwards.get(&id) else {
-            return false;
+            return Next::Drained;
         };
         while end.take_error(&mut []).is_some() {}
         let mut buffer = vec![0; MAX_DATAGRAM];
-        let Ok(Some(received)) = end.receive(&mut [IoSliceMut::new(&mut buffer)]) else { return false };
+        let Ok(Some(received)) = end.receive(&mut [IoSliceMut::new(&mut buffer)]) else {
+            return Next::Drained;
+        };
         let (guest, now) = (*guest, self.now);
         let core = &mut self.parts.core;
         if let Ok((port, headers)) =
@@ -173,6 +209,6 @@ impl Worker {
                 forward.accepted += 1;
             }
         }
-        true
+        Next::More
     }
 }

@@ -175,7 +175,7 @@ impl Worker {
         match event.token & token::KIND {
             token::RX => self.link_readable(PortId(number)),
             token::TX => self.link_writable(PortId(number)),
-            token::FORWARD => self.ready_forwards.push_back(number),
+            token::FORWARD => self.forward_ready(number),
             _ => self.handle_commands(),
         }
     }

@@ -151,14 +151,11 @@ impl Worker {
             match verdict {
                 Verdict::Done | Verdict::Dropped(_) => {}
                 Verdict::Tcp { flow, payload, at } => {
-                    let batch = match gathered.iter().position(|batch| batch.flow == flow) {
-                        Some(position) => gathered.get_mut(position),
-                        None => {
-                            gathered.push(Gathered { flow, at, len: 0, slices: Vec::new() });
-                            gathered.last_mut()
-                        }
-                    };
-                    if let Some(batch) = batch {
+                    let place = self.gather_place(flow, gathered.len());
+                    if place == gathered.len() {
+                        gathered.push(Gathered { flow, at, len: 0, slices: Vec::new() });
+                    }
+                    if let Some(batch) = gathered.get_mut(place).filter(|batch| batch.flow == flow) {
                         batch.len += payload.len();
                         rx.slices(index, payload, &mut batch.slices);
                     }

@@ -26,6 +26,8 @@ pub(super) struct TcpSlot {
     connecting: bool,
     /// The core wants to hear of room for sending.
     watching: bool,
+    /// Where in the present batch its payload is gathered.
+    gathered: Option<usize>,
 }
 
 /// Payload for one flow, gathered from a batch of frames.
@@ -54,7 +56,8 @@ impl Worker {
         }
         let free = end.send_space();
         let kept = Kept::new(MAX_KEPT as usize);
-        *slot(&mut self.tcp, flow.index) = Some(TcpSlot { flow, end, kept, connecting, watching: false });
+        *slot(&mut self.tcp, flow.index) =
+            Some(TcpSlot { flow, end, kept, connecting, watching: false, gathered: None });
         self.tcp_event(flow, HostEvent::SendSpace { free });
     }
 
@@ -225,10 +228,16 @@ impl Worker {
         }
     }
 
+    /// Where in the batch the flow's payload is gathered: where it was before, or at `next`.
+    pub(super) fn gather_place(&mut self, flow: FlowId, next: usize) -> usize {
+        self.tcp_slot(flow).map_or(next, |slot| *slot.gathered.get_or_insert(next))
+    }
+
     /// Writes what a batch of frames had for one flow.
     pub(super) fn write_gathered(&mut self, batch: Gathered<'_>) {
         let Gathered { flow, at, len, mut slices } = batch;
         let Some(slot) = self.tcp_slot(flow) else { return };
+        slot.gathered = None;
         match slot.end.write(&slices) {
             Ok(written) => {
                 let mut kept = 0;
