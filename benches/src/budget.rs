@@ -1,0 +1,138 @@
+//! Costs that can be counted instead of timed, and what they may be.
+//!
+//! A count is the same on a busy machine, or nearly so: instructions of the core under callgrind, the
+//! memory of many flows, and system calls of the whole program under strace.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use serde_json::Value;
+
+use crate::Programs;
+
+/// How much more than its budget something may cost: other compilers and C libraries count differently.
+const TOLERANCE: f64 = 1.05;
+/// How often system calls are counted: the least is what a busy machine disturbed the least.
+const RUNS: usize = 5;
+
+/// What things cost, or may.
+pub type Costs = BTreeMap<String, f64>;
+
+/// Counts all costs and prints them beside their budget, which is in the file `budget`.
+///
+/// # Errors
+/// Something costs more than its budget by over 5 %, has none, or cannot be counted.
+pub fn check(programs: &Programs, budget: &Path) -> Result<()> {
+    let text = fs::read_to_string(budget).with_context(|| format!("cannot read {}", budget.display()))?;
+    let budgets: Costs = serde_json::from_str(&text).with_context(|| budget.display().to_string())?;
+    let costs = count(programs)?;
+
+    let mut table = Table::new();
+    table.load_preset(ASCII_MARKDOWN).set_header(["cost", "budget", "now", "now / budget"]);
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    let mut over = Vec::new();
+    for (name, cost) in &costs {
+        let budget = budgets.get(name).copied().unwrap_or(0.0);
+        table.add_row([name.clone(), budget.to_string(), cost.to_string(), format!("{:.3}", cost / budget)]);
+        if *cost > budget * TOLERANCE {
+            over.push(name.as_str());
+        }
+    }
+    writeln!(std::io::stdout(), "{table}")?;
+    ensure!(
+        over.is_empty(),
+        "over the budget: {}; if that is worth it, accept it by `cargo xtask bench --accept-budget` and \
+         commit {}",
+        over.join("; "),
+        budget.display()
+    );
+    Ok(())
+}
+
+/// Counts all costs and writes them as the budget.
+///
+/// # Errors
+/// Something cannot be counted or written.
+pub fn accept(programs: &Programs, budget: &Path) -> Result<()> {
+    let costs = serde_json::to_string_pretty(&count(programs)?)?;
+    fs::write(budget, costs.clone() + "\n").with_context(|| format!("cannot write {}", budget.display()))?;
+    writeln!(std::io::stdout(), "{costs}")?;
+    Ok(())
+}
+
+fn count(programs: &Programs) -> Result<Costs> {
+    let mut costs = Costs::new();
+    for (work, what) in [
+        ("out-segments", "guest to host, segments of 1460 bytes"),
+        ("out-super", "guest to host, one frame"),
+        ("in", "host to guest"),
+    ] {
+        let cost = instructions(&programs.core_load, work)?;
+        costs.insert(format!("core instructions per 64 KiB: {what}"), cost);
+    }
+    costs.insert("core bytes per flow of 100,000".into(), bytes_per_flow(&programs.core_load)?);
+    for (work, what) in [("tcp-out", "guest to host"), ("tcp-in", "host to guest")] {
+        let counts = (0..RUNS).map(|_| system_calls(programs, work)).collect::<Result<Vec<_>>>()?;
+        let least = counts.into_iter().fold(f64::INFINITY, f64::min);
+        costs.insert(format!("system calls per 64 KiB: {what}, MTU 1500"), (least * 100.0).round() / 100.0);
+    }
+    Ok(costs)
+}
+
+/// Instructions of the core for 64 KiB: what twenty times as much costs more, so that the start of the
+/// program does not count.
+fn instructions(core_load: &Path, work: &str) -> Result<f64> {
+    let collect = |amount: u32| -> Result<f64> {
+        let output = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .arg(core_load)
+            .args([work, &amount.to_string()])
+            .output()
+            .context("cannot run valgrind")?;
+        let output = String::from_utf8_lossy(&output.stderr).into_owned();
+        let collected = output.lines().find_map(|line| Some(line.split_once("Collected :")?.1.trim()));
+        Ok(collected.with_context(|| format!("valgrind says: {output}"))?.parse()?)
+    };
+    Ok(((collect(1050)? - collect(50)?) / 1000.0).round())
+}
+
+fn bytes_per_flow(core_load: &Path) -> Result<f64> {
+    let output = Command::new(core_load).args(["flows", "100000"]).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+}
+
+/// System calls of `usernet exec` while its guest moves bytes, for each 64 KiB.
+fn system_calls(programs: &Programs, work: &str) -> Result<f64> {
+    let mut server = Command::new(&programs.load).arg("serve").stdout(Stdio::piped()).spawn()?;
+    let stdout = server.stdout.take().context("the server has no output")?;
+    let mut ports = String::new();
+    BufReader::new(stdout).read_line(&mut ports)?;
+    let ports: Value = serde_json::from_str(&ports)?;
+    let port = ports.get("tcp").context("the server has no port")?;
+
+    let counts = tempfile::NamedTempFile::new()?;
+    // What the program starts is the guest, with which strace has nothing to do.
+    let output = Command::new("strace")
+        .args(["--follow-forks", "--detach-on=execve", "--summary-only", "--summary-columns=calls,name"])
+        .arg("--output")
+        .args([counts.path(), &programs.usernet])
+        .args(["exec", "--"])
+        .arg(&programs.load)
+        .args([work, &format!("10.0.2.2:{port}"), "--time", "1500"])
+        .stderr(Stdio::inherit())
+        .output();
+    server.kill()?;
+    server.wait()?;
+    let output = String::from_utf8_lossy(&output.context("cannot run strace")?.stdout).into_owned();
+    let result: Value = serde_json::from_str(&output).with_context(|| format!("no result: {output}"))?;
+    let moved = result.get("moved_bytes").and_then(Value::as_f64).context("nothing moved")?;
+    let counts = fs::read_to_string(counts.path())?;
+    let total = counts.lines().find_map(|line| line.trim().strip_suffix(" total"));
+    let total: f64 = total.with_context(|| format!("strace says: {counts}"))?.trim().parse()?;
+    Ok(total / (moved / 65_536.0))
+}
