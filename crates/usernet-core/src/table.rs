@@ -110,9 +110,9 @@ pub struct Entry<F> {
     newer: Option<u32>,
 }
 
-/// The flows of one port, from the least to the most recently used.
+/// The flows of one group, from the least to the most recently used.
 #[derive(Debug, Default)]
-struct PortList {
+struct GroupList {
     oldest: Option<u32>,
     newest: Option<u32>,
     len: usize,
@@ -126,7 +126,17 @@ pub struct FlowTable<F> {
     slots: Vec<Result<Box<Entry<F>>, u32>>,
     free: Vec<u32>,
     by_key: HashTable<u32>,
-    ports: HashMap<PortId, PortList>,
+    groups: HashMap<Group, GroupList>,
+}
+
+/// Flows that share a bound: those of one port that serve one peer each, or those that serve all. So
+/// strangers who send to a forwarded port cannot push out what the guest has opened itself.
+type Group = (PortId, bool);
+
+impl FlowKey {
+    fn group(&self) -> Group {
+        (self.port, self.peer.is_some())
+    }
 }
 
 impl<F> FlowTable<F> {
@@ -138,7 +148,7 @@ impl<F> FlowTable<F> {
             slots: Vec::new(),
             free: Vec::new(),
             by_key: HashTable::new(),
-            ports: HashMap::new(),
+            groups: HashMap::new(),
         }
     }
 
@@ -152,9 +162,9 @@ impl<F> FlowTable<F> {
         self.by_key.is_empty()
     }
 
-    /// How many flows `port` has.
-    pub fn count(&self, port: PortId) -> usize {
-        self.ports.get(&port).map_or(0, |list| list.len)
+    /// How many flows share a bound with `key`.
+    pub fn count(&self, key: &FlowKey) -> usize {
+        self.groups.get(&key.group()).map_or(0, |list| list.len)
     }
 
     /// The flow with this key.
@@ -187,14 +197,14 @@ impl<F> FlowTable<F> {
             }));
         }
         self.index_key(index, key);
-        self.link_newest(index, key.port);
+        self.link_newest(index, key.group());
         FlowId { kind: self.kind, index, generation }
     }
 
     /// Takes a flow out.
     pub fn remove(&mut self, id: FlowId) -> Option<Entry<F>> {
         let key = self.get(id)?.key;
-        self.unlink(id.index, key.port);
+        self.unlink(id.index, key.group());
         self.unindex_key(id.index, &key);
         let slot = self.slots.get_mut(id.index as usize)?;
         let entry = std::mem::replace(slot, Err((id.generation + 1) & GENERATION_MASK)).ok()?;
@@ -215,7 +225,7 @@ impl<F> FlowTable<F> {
     /// Moves a flow to another port: its guest has been found.
     pub fn move_to(&mut self, id: FlowId, port: PortId, mac: MacAddr) {
         let Some(old) = self.get(id).map(|e| e.key) else { return };
-        self.unlink(id.index, old.port);
+        self.unlink(id.index, old.group());
         self.unindex_key(id.index, &old);
         let key = FlowKey { port, ..old };
         if let Some(entry) = self.get_mut(id) {
@@ -223,23 +233,23 @@ impl<F> FlowTable<F> {
             entry.mac = mac;
         }
         self.index_key(id.index, key);
-        self.link_newest(id.index, port);
+        self.link_newest(id.index, key.group());
     }
 
     /// Makes a flow its port's most recently used.
     pub fn touch(&mut self, id: FlowId) {
-        let Some(port) = self.get(id).map(|e| e.key.port) else { return };
-        if self.ports.get(&port).is_some_and(|list| list.newest != Some(id.index)) {
-            self.unlink(id.index, port);
-            self.link_newest(id.index, port);
+        let Some(group) = self.get(id).map(|e| e.key.group()) else { return };
+        if self.groups.get(&group).is_some_and(|list| list.newest != Some(id.index)) {
+            self.unlink(id.index, group);
+            self.link_newest(id.index, group);
         }
     }
 
     /// Makes a flow its port's first to go.
     pub fn retire(&mut self, id: FlowId) {
-        let Some(port) = self.get(id).map(|e| e.key.port) else { return };
-        self.unlink(id.index, port);
-        let list = self.ports.entry(port).or_default();
+        let Some(group) = self.get(id).map(|e| e.key.group()) else { return };
+        self.unlink(id.index, group);
+        let list = self.groups.entry(group).or_default();
         let next = list.oldest.replace(id.index);
         list.newest.get_or_insert(id.index);
         list.len += 1;
@@ -253,18 +263,20 @@ impl<F> FlowTable<F> {
         }
     }
 
-    /// The flow of `port` that is first to go.
-    pub fn oldest(&self, port: PortId) -> Option<FlowId> {
-        self.id(self.ports.get(&port)?.oldest?)
+    /// Of the flows that share a bound with `key`, the one that is first to go.
+    pub fn oldest(&self, key: &FlowKey) -> Option<FlowId> {
+        self.id(self.groups.get(&key.group())?.oldest?)
     }
 
-    /// The flows of `port`, the least recently used first.
+    /// The flows of `port`, of each group the least recently used first.
     pub fn of_port(&self, port: PortId) -> Vec<FlowId> {
         let mut flows = Vec::new();
-        let mut next = self.ports.get(&port).and_then(|list| list.oldest);
-        while let Some(index) = next {
-            flows.extend(self.id(index));
-            next = entry(&self.slots, index).and_then(|e| e.newer);
+        for group in [(port, false), (port, true)] {
+            let mut next = self.groups.get(&group).and_then(|list| list.oldest);
+            while let Some(index) = next {
+                flows.extend(self.id(index));
+                next = entry(&self.slots, index).and_then(|e| e.newer);
+            }
         }
         flows
     }
@@ -294,8 +306,8 @@ impl<F> FlowTable<F> {
         }
     }
 
-    fn link_newest(&mut self, index: u32, port: PortId) {
-        let list = self.ports.entry(port).or_default();
+    fn link_newest(&mut self, index: u32, group: Group) {
+        let list = self.groups.entry(group).or_default();
         let previous = list.newest.replace(index);
         list.oldest.get_or_insert(index);
         list.len += 1;
@@ -310,7 +322,7 @@ impl<F> FlowTable<F> {
         }
     }
 
-    fn unlink(&mut self, index: u32, port: PortId) {
+    fn unlink(&mut self, index: u32, group: Group) {
         let Some(entry) = entry_mut(&mut self.slots, index) else { return };
         let (older, newer) = (entry.older.take(), entry.newer.take());
         if let Some(entry) = older.and_then(|older| entry_mut(&mut self.slots, older)) {
@@ -319,7 +331,7 @@ impl<F> FlowTable<F> {
         if let Some(entry) = newer.and_then(|newer| entry_mut(&mut self.slots, newer)) {
             entry.older = older;
         }
-        if let Some(list) = self.ports.get_mut(&port) {
+        if let Some(list) = self.groups.get_mut(&group) {
             list.len -= 1;
             if list.oldest == Some(index) {
                 list.oldest = newer;
@@ -328,7 +340,7 @@ impl<F> FlowTable<F> {
                 list.newest = older;
             }
             if list.len == 0 {
-                self.ports.remove(&port);
+                self.groups.remove(&group);
             }
         }
     }
@@ -397,6 +409,6 @@ mod tests {
         for id in [ids[0], ids[2]] {
             table.remove(id);
         }
-        assert_eq!((table.count(PortId(1)), table.oldest(PortId(1)), table.len()), (0, None, 2));
+        assert_eq!((table.count(&key(1, 0)), table.oldest(&key(1, 0)), table.len()), (0, None, 2));
     }
 }

@@ -75,6 +75,8 @@ enum State {
     Offered,
     Bound,
     Declined,
+    /// A guest uses it without having asked.
+    Used,
     Free,
 }
 
@@ -106,11 +108,14 @@ impl Table {
         let broadcast = network | !mask;
         let first = u32::from(config.start).max(network.saturating_add(1));
         let last = config.end.map_or(u32::MAX, u32::from).min(broadcast.saturating_sub(1));
+        let last = last.min(first.saturating_add(POOL_MAX - 1));
+        let pool_len = (last.saturating_sub(first) as usize).saturating_add(1);
         Self {
             net: network.into()..=broadcast.into(),
-            pool: first..=last.min(first.saturating_add(POOL_MAX - 1)),
+            pool: first..=last,
             own: [config.gateway, config.dns],
-            max_per_port: config.max_per_port,
+            // A small pool is not for one guest alone.
+            max_per_port: config.max_per_port.min((pool_len / 4).max(4)),
             given_name: config.hostname.as_ref().and_then(|name| host_label(name.as_bytes())),
             entries: BTreeMap::new(),
             changes: 0,
@@ -136,7 +141,7 @@ impl Table {
             None => {
                 self.make_room(port)?;
                 self.best(client, |entry| entry.state == State::Free)
-                    .or(wanted.filter(|wanted| self.is_free(*wanted)))
+                    .or(wanted.filter(|wanted| self.is_free(*wanted, port)))
                     .or_else(|| self.pick())
                     .ok_or(DropReason::DhcpExhausted)?
             }
@@ -167,7 +172,7 @@ impl Table {
             if !self.in_pool(address) {
                 return Err(Refusal::Nak("the address is not for lease"));
             }
-            if !self.is_free(address) {
+            if !self.is_free(address, port) {
                 return Err(Refusal::Nak("the address is in use"));
             }
             self.withdraw(port, client);
@@ -216,6 +221,14 @@ impl Table {
         self.held(port, client).filter(|held| *held == address).ok_or(DropReason::DhcpIgnored)?;
         self.end(|entry| entry.lease.address == address);
         Ok(())
+    }
+
+    /// Takes note that a guest uses an address that nobody has a lease for.
+    pub(super) fn note_use(&mut self, port: PortId, mac: [u8; 6], address: Ipv4Addr) {
+        let unclaimed = self.state(address).is_none_or(|state| state == State::Free);
+        if unclaimed && self.in_pool(address) && self.make_room(port).is_ok() {
+            self.put(State::Used, port, &Client { mac, id: None }, address, None, None);
+        }
     }
 
     pub(super) fn port_gone(&mut self, port: PortId) {
@@ -320,8 +333,14 @@ impl Table {
         self.pool.contains(&address.into()) && !self.own.contains(&address)
     }
 
-    fn is_free(&self, address: Ipv4Addr) -> bool {
-        self.in_pool(address) && self.state(address).is_none_or(|state| state == State::Free)
+    /// Whether a guest on `port` may be given this address.
+    fn is_free(&self, address: Ipv4Addr, port: PortId) -> bool {
+        self.in_pool(address)
+            && self.entries.get(&address).is_none_or(|entry| match entry.state {
+                State::Free => true,
+                State::Used => entry.lease.port == port,
+                State::Offered | State::Bound | State::Declined => false,
+            })
     }
 
     /// Whether another lease has this host name.

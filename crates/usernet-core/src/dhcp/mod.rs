@@ -80,7 +80,8 @@ pub struct Config {
     /// The boot file (option 67 and `file`). One that begins with `http://` makes the reply an HTTP
     /// boot offer (option 60).
     pub bootfile: Option<String>,
-    /// The most addresses that one port holds at a time: leased, offered or declined.
+    /// The most addresses that one port holds at a time: leased, offered, declined or in use without a
+    /// lease. Never more than a quarter of the pool, where that is more than 4.
     pub max_per_port: usize,
 }
 
@@ -197,6 +198,12 @@ impl Server {
         let client = Client { mac, id: None };
         let address = self.table.offer(port, &client, None, now)?;
         self.table.bind(port, &client, address, hostname, None, now).map_err(|_| DropReason::DhcpExhausted)
+    }
+
+    /// Takes note that a guest was seen with an address: while its port is there, no other guest is
+    /// given that address.
+    pub fn note_use(&mut self, port: PortId, mac: [u8; 6], address: Ipv4Addr) {
+        self.table.note_use(port, mac, address);
     }
 
     /// Ends all leases of a port that went. A guest that comes back, on whatever port, gets its old

@@ -57,7 +57,8 @@ pub struct Limits {
     pub tcp: usize,
     /// TCP flows whose host end is still being connected. A SYN beyond this is dropped.
     pub connecting: usize,
-    /// UDP flows. The least recently used goes first.
+    /// UDP flows that the guest has opened, and as many of peers of forwarded ports. Of either kind the
+    /// least recently used goes first.
     pub udp: usize,
     /// Peers that a UDP flow hears from (RFC 4787 REQ-8). The least recently addressed goes first.
     pub udp_peers: usize,

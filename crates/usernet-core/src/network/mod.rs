@@ -10,6 +10,8 @@ mod config;
 mod ping;
 mod switch;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod udp;
 
 use std::collections::VecDeque;
@@ -389,6 +391,9 @@ impl Network {
 
     fn learn_address(&mut self, addr: IpAddr, at: Neighbour) {
         if self.switch.learn_address(addr, at, &self.config.limits) {
+            if let IpAddr::V4(addr) = addr {
+                self.dhcp.note_use(at.port, at.mac.0, addr);
+            }
             self.resolved(addr);
         }
     }

@@ -104,8 +104,8 @@ impl Network {
     }
 
     fn insert_ping(&mut self, key: FlowKey, packet: &Packet<'_>, now: Instant) -> FlowId {
-        if self.ping.count(key.port) >= self.config.limits.ping
-            && let Some(oldest) = self.ping.oldest(key.port)
+        if self.ping.count(&key) >= self.config.limits.ping
+            && let Some(oldest) = self.ping.oldest(&key)
         {
             self.count_drop(key.port, DropReason::FlowLimit);
             self.close_ping(oldest);

@@ -8,7 +8,6 @@ use super::switch::Neighbour;
 use super::{NOWHERE, Network, Output, Packet, Target, TcpOp, Verdict, arm, disarm};
 use crate::drops::DropReason;
 use crate::host::{HostError, HostEvent, PeekEnd};
-use crate::port::PortId;
 use crate::table::{Endpoint, Entry, FlowId, FlowKey, hash};
 use crate::tcp::{self, Accept, SeqNumber, TcpFlow};
 use crate::time::Instant;
@@ -111,7 +110,7 @@ impl Network {
         if seg.dst_port == 0 || seg.src_port == 0 {
             return Err(DropReason::TcpHeader);
         }
-        if !self.make_tcp_room(packet.port) {
+        if !self.make_tcp_room(&key) {
             self.refuse(packet, seg, len);
             return Err(DropReason::FlowLimit);
         }
@@ -134,14 +133,13 @@ impl Network {
     pub fn accept_tcp(&mut self, guest: Endpoint, peer: SocketAddr, now: Instant) -> Option<FlowId> {
         let at = self.switch.neighbour(guest.addr);
         let (port, mac) = at.map_or((NOWHERE, MacAddr::BROADCAST), |at| (at.port, at.mac));
-        if port == NOWHERE && self.tcp.count(NOWHERE) >= self.config.limits.unresolved
-            || !self.make_tcp_room(port)
-        {
+        let mut peer = Endpoint { addr: self.guest_view(peer.ip()), port: peer.port() };
+        let key = |peer| FlowKey { port, guest, peer: Some(peer) };
+        let lost = port == NOWHERE && self.tcp.count(&key(peer)) >= self.config.limits.unresolved;
+        if lost || !self.make_tcp_room(&key(peer)) {
             self.count_drop(port, DropReason::FlowLimit);
             return None;
         }
-        let mut peer = Endpoint { addr: self.guest_view(peer.ip()), port: peer.port() };
-        let key = |peer| FlowKey { port, guest, peer: Some(peer) };
         // One peer may reach one guest port by two forwards, or come back before its last flow is over.
         if self.tcp.find(&key(peer)).is_some() {
             peer.port = EPHEMERAL
@@ -155,12 +153,12 @@ impl Network {
         Some(flow)
     }
 
-    /// Whether `port` may have one more flow.
-    fn make_tcp_room(&mut self, port: PortId) -> bool {
-        if self.tcp.count(port) < self.config.limits.tcp {
+    /// Whether there is room for one more flow of `key`'s port.
+    fn make_tcp_room(&mut self, key: &FlowKey) -> bool {
+        if self.tcp.count(key) < self.config.limits.tcp {
             return true;
         }
-        let oldest = self.tcp.oldest(port);
+        let oldest = self.tcp.oldest(key);
         let Some(flow) = oldest.filter(|flow| self.tcp.get(*flow).is_some_and(|e| e.flow.tcp.is_time_wait()))
         else {
             return false;
@@ -221,8 +219,8 @@ impl Network {
             let Some(key) = self.tcp.get(flow).map(|e| e.key).filter(|key| key.guest.addr == addr) else {
                 continue;
             };
-            let taken = self.tcp.find(&FlowKey { port, ..key }).is_some();
-            if taken || !self.make_tcp_room(port) {
+            let found = FlowKey { port, ..key };
+            if self.tcp.find(&found).is_some() || !self.make_tcp_room(&found) {
                 if let Some(entry) = self.tcp.get_mut(flow) {
                     entry.flow.tcp.handle_guest_gone();
                 }

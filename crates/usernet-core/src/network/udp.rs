@@ -175,8 +175,8 @@ impl Network {
     }
 
     fn insert_udp(&mut self, key: FlowKey, mac: MacAddr, kind: UdpKind, now: Instant) -> FlowId {
-        if self.udp.count(key.port) >= self.config.limits.udp
-            && let Some(oldest) = self.udp.oldest(key.port)
+        if self.udp.count(&key) >= self.config.limits.udp
+            && let Some(oldest) = self.udp.oldest(&key)
         {
             self.count_drop(key.port, DropReason::FlowLimit);
             self.close_udp(oldest);

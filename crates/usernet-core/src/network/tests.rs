@@ -1,0 +1,169 @@
+//! What a guest, or a stranger, must not bring about.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::*;
+use crate::table::Endpoint;
+use crate::wire::Arp;
+
+const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xa]);
+const B: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xb]);
+const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+
+fn at(ms: u64) -> Instant {
+    Instant::from_micros(ms * 1000)
+}
+
+fn network(guests: u32) -> Network {
+    let mut network = Network::new(Config::default());
+    for port in 1..=guests {
+        network.add_port(PortId(port));
+    }
+    network
+}
+
+fn drain(network: &mut Network, now: Instant) -> Vec<Output> {
+    std::iter::from_fn(|| network.poll_output(now)).collect()
+}
+
+fn ssh(addr: Ipv4Addr) -> Endpoint {
+    Endpoint { addr: addr.into(), port: 22 }
+}
+
+fn announce(mac: MacAddr, sender: Ipv4Addr) -> Vec<u8> {
+    Arp { request: false, sender_mac: mac, sender, target: FIRST }.frame(MacAddr::BROADCAST)
+}
+
+/// A DHCP message of one kind.
+fn dhcp(mac: MacAddr, kind: u8, wanted: Ipv4Addr) -> Vec<u8> {
+    let mut message = vec![0; 236];
+    message[..3].copy_from_slice(&[1, 1, 6]);
+    message[28..34].copy_from_slice(&mac.0);
+    message.extend([99, 130, 83, 99, 53, 1, kind, 50, 4]);
+    message.extend(wanted.octets());
+    message.push(255);
+    let ip = IpHeader {
+        src: Ipv4Addr::UNSPECIFIED.into(),
+        dst: Ipv4Addr::BROADCAST.into(),
+        protocol: PROTOCOL_UDP,
+        ttl: 64,
+        tos: 0,
+        fragment: false,
+    };
+    let mut frame = crate::wire::Headers::udp(MacAddr::BROADCAST, mac, &ip, 68, 67, message.len()).to_vec();
+    frame.extend(message);
+    frame
+}
+
+#[test]
+fn an_ipv6_peer_of_a_forward_appears_as_the_gateway() {
+    let mut network = network(1);
+    network.lease(PortId(1), A, None, at(0)).unwrap();
+    let peer: SocketAddr = "[2001:db8::1]:4000".parse().unwrap();
+    let flow = network.accept_tcp(ssh(FIRST), peer, at(1)).unwrap();
+    let seen = network.tcp_flows().get(flow).unwrap().key.peer.unwrap();
+    assert_eq!((seen.addr, seen.port), (IpAddr::from([10, 0, 2, 2]), 4000));
+    assert!(drain(&mut network, at(1)).iter().any(|output| matches!(output, Output::Headers { .. })));
+    let (port, _) = network.udp_from_forward(1, ssh(FIRST), peer, None, 10, at(1)).unwrap();
+    assert_eq!(port, PortId(1));
+}
+
+#[test]
+fn a_guest_speaks_to_others_in_its_own_name_only() {
+    let mut network = network(2);
+    network.lease(PortId(1), A, None, at(0)).unwrap();
+    for forged in [network.config.gateway, network.config.dns, FIRST] {
+        let verdict = network.handle_frame(PortId(2), &announce(B, forged)[..], at(0));
+        assert!(matches!(verdict, Verdict::Dropped(DropReason::SourceAddress)), "{forged}: {verdict:?}");
+    }
+    let own = Ipv4Addr::new(10, 0, 2, 99);
+    assert!(matches!(network.handle_frame(PortId(2), &announce(B, own)[..], at(0)), Verdict::Flood));
+    let mut advertisement = [[0x33, 0x33, 0, 0, 0, 1], B.0].concat();
+    advertisement.extend([0x86, 0xdd]);
+    advertisement.extend([0; 60]);
+    let verdict = network.handle_frame(PortId(2), &advertisement[..], at(0));
+    assert!(matches!(verdict, Verdict::Dropped(DropReason::EtherType)));
+}
+
+#[test]
+fn a_lease_does_not_take_the_address_of_a_guest_without_one() {
+    let mut network = network(2);
+    let held = Ipv4Addr::new(10, 0, 2, 50);
+    let _ = network.handle_frame(PortId(1), &announce(A, held)[..], at(0));
+    let _ = network.handle_frame(PortId(2), &dhcp(B, 3, held)[..], at(1));
+    drain(&mut network, at(1));
+    assert_eq!(network.leases(at(1)).count(), 0, "the request is refused");
+    let flow = network.accept_tcp(ssh(held), "192.0.2.9:1".parse().unwrap(), at(2)).unwrap();
+    assert_eq!(network.port_of(flow), Some(PortId(1)));
+
+    let _ = network.handle_frame(PortId(1), &dhcp(A, 3, held)[..], at(3));
+    assert_eq!(network.leases(at(3)).count(), 1, "its own guest may lease it");
+    network.remove_port(PortId(1));
+    let _ = network.handle_frame(PortId(2), &dhcp(B, 3, held)[..], at(4));
+    assert_eq!(network.leases(at(4)).count(), 1, "and others once that has gone");
+}
+
+#[test]
+fn one_warning_is_enough_for_two_guests_with_one_mac() {
+    let mut network = network(2);
+    network.lease(PortId(1), A, None, at(0)).unwrap();
+    drain(&mut network, at(0));
+    let mut warnings = 0;
+    for ms in 0..100 {
+        let _ = network.handle_frame(PortId(2), &dhcp(A, 3, Ipv4Addr::new(10, 0, 2, 60))[..], at(ms));
+        let outputs = drain(&mut network, at(ms));
+        warnings += outputs.iter().filter(|output| matches!(output, Output::MacConflict { .. })).count();
+    }
+    assert_eq!(warnings, 1);
+}
+
+#[test]
+fn strangers_at_a_forward_do_not_push_out_what_the_guest_has_opened() {
+    let mut network = network(1);
+    network.lease(PortId(1), A, None, at(0)).unwrap();
+    let ip = IpHeader {
+        src: FIRST.into(),
+        dst: Ipv4Addr::new(192, 0, 2, 1).into(),
+        protocol: PROTOCOL_UDP,
+        ttl: 64,
+        tos: 0,
+        fragment: false,
+    };
+    let frame = crate::wire::Headers::udp(network.mac, A, &ip, 5000, 9, 0);
+    let Verdict::Udp { flow, .. } = network.handle_frame(PortId(1), &frame[..], at(1)) else {
+        panic!("no flow")
+    };
+    for stranger in 0..3000 {
+        let peer = SocketAddr::new(IpAddr::from((0xcb00_7100_u32 + stranger).to_be_bytes()), 9);
+        network.udp_from_forward(1, ssh(FIRST), peer, None, 1, at(2)).unwrap();
+        drain(&mut network, at(2));
+    }
+    assert!(network.udp_flows().get(flow).is_some());
+    assert_eq!(network.udp_flows().len(), 1 + network.config.limits.udp);
+}
+
+#[test]
+fn dns_connections_are_bounded() {
+    let mut network = network(1);
+    let ip = IpHeader {
+        src: FIRST.into(),
+        dst: network.config.dns.into(),
+        protocol: PROTOCOL_TCP,
+        ttl: 64,
+        tos: 0,
+        fragment: false,
+    };
+    let mut verdicts = (0..20).map(|n| {
+        let syn = crate::wire::TcpHeader {
+            src_port: 2000 + n,
+            dst_port: 53,
+            flags: crate::wire::TcpFlags::SYN,
+            ..Default::default()
+        };
+        let frame = crate::wire::Headers::tcp(network.mac, A, &ip, &syn, 0, 1460);
+        network.handle_frame(PortId(1), &frame[..], at(1))
+    });
+    let refused =
+        verdicts.by_ref().filter(|verdict| matches!(verdict, Verdict::Dropped(DropReason::DnsLimit)));
+    assert_eq!(refused.count(), 12);
+}
