@@ -843,3 +843,49 @@ fn an_idle_flow_is_silent() {
     script.pass(Duration::from_secs(3600));
     assert_eq!(script.sent(), []);
 }
+
+#[test]
+fn a_probe_that_an_urgent_mark_cuts_short_is_one_probe() {
+    let mut script = Script::open();
+    script.flow.handle_host(HostEvent::Readable, script.now);
+    let mut peeks = 0;
+    // The kernel ends a peek at the mark, however much there is behind it.
+    let (mark, end) = (2500, 3000);
+    for due in [false, true] {
+        if due {
+            script.now = script.flow.poll_timeout().unwrap();
+            script.flow.handle_timeout(script.now);
+        }
+        while let Some(output) = script.flow.poll_output(script.now) {
+            let Output::Peek { at, max, .. } = output else { continue };
+            let len = max.min(if at < mark { mark - at } else { end - at });
+            script.flow.handle_peeked(
+                at,
+                len,
+                if len == 0 { PeekEnd::Empty } else { PeekEnd::More },
+                script.now,
+            );
+            peeks += 1;
+            assert!(peeks < 10, "peeks without end");
+        }
+    }
+    assert!(peeks > 3, "the tail was probed");
+}
+
+#[test]
+fn what_the_host_refuses_is_written_when_it_has_room_and_not_before() {
+    let mut script = Script::open();
+    let accept = script.flow.handle_segment(&seg(ACK, IRS + 1, ISS + 1), 1000, script.now).unwrap();
+    assert!(matches!(accept, Accept::Deliver { .. }));
+    script.flow.handle_host(HostEvent::Wrote { len: 0, kept: 1000 }, script.now);
+    let outputs: Vec<_> = std::iter::from_fn(|| script.flow.poll_output(script.now)).take(10).collect();
+    assert!(outputs.contains(&Output::WatchSendSpace));
+    assert!(!outputs.iter().any(|output| matches!(output, Output::WriteKept { .. })), "{outputs:?}");
+
+    script.flow.handle_host(HostEvent::SendSpace { free: ROOM }, script.now);
+    assert_eq!(script.flow.poll_output(script.now), Some(Output::WriteKept { at: IRS + 1, len: 1000 }));
+    // A write that falls short again waits again.
+    script.flow.handle_wrote_kept(400, script.now);
+    let outputs: Vec<_> = std::iter::from_fn(|| script.flow.poll_output(script.now)).take(10).collect();
+    assert!(!outputs.iter().any(|output| matches!(output, Output::WriteKept { .. })), "{outputs:?}");
+}
