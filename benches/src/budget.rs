@@ -18,7 +18,7 @@ use crate::Programs;
 /// How much more than its budget something may cost: other compilers and C libraries count differently.
 const TOLERANCE: f64 = 1.05;
 /// How often system calls are counted: the least is what a busy machine disturbed the least.
-const RUNS: usize = 5;
+const RUNS: usize = 9;
 
 /// What things cost, or may.
 pub type Costs = BTreeMap<String, f64>;
@@ -124,6 +124,7 @@ fn system_calls(programs: &Programs, work: &str) -> Result<f64> {
         .args(["exec", "--"])
         .arg(&programs.load)
         .args([work, &format!("10.0.2.2:{port}"), "--time", "1500"])
+        .env("RUST_LOG", "error")
         .stderr(Stdio::inherit())
         .output();
     server.kill()?;

@@ -28,8 +28,6 @@ use work::{Figure, IDLE, Kind, MTUS, Times, Work};
 
 /// What may take how long in a quick run: a new round is begun only if it is likely to be over by then.
 const QUICK: Duration = Duration::from_secs(270);
-/// How long opening idle flows may take: some peers slow down with each.
-const HOLD: Duration = Duration::from_secs(30);
 /// What is not tried again by those that have not managed it.
 const IDLE_FLOWS: &str = "idle flows";
 
@@ -81,6 +79,7 @@ pub fn run(options: &Options, programs: &Programs) -> Result<()> {
         warm_up: (measure / 4).clamp(millis(100), millis(300)),
         measure,
         trial: (measure / 5).clamp(millis(100), millis(400)),
+        hold: Duration::from_secs(if options.quick { 10 } else { 60 }),
     };
     let mut run = Run { report: Report::new(times.measure), lab, choice, times };
     run.look_up_versions();
@@ -250,14 +249,14 @@ impl Run {
         let [mtu, _] = MTUS;
         let [some, many] = IDLE;
         let Some(guest) = guests.get_mut(&(contender, mtu)) else { return Ok(()) };
-        guest.hold(some, HOLD)?;
+        guest.hold(some, self.times.hold)?;
         for work in works {
             self.work(round, work, contender, guests);
         }
         if self.choice.memory
             && let Some(guest) = guests.get_mut(&(contender, mtu))
         {
-            guest.hold(many - some, HOLD)?;
+            guest.hold(many - some, self.times.hold)?;
             self.add_resident(round, contender, guest, &format!("with {many} idle flows"));
         }
         Ok(())

@@ -279,9 +279,11 @@ impl Guest {
     pub(super) fn hold(&mut self, count: usize, patience: Duration) -> Result<()> {
         let server = self.servers.idle();
         let answer = format!("hold-$$-{count}");
-        self.shell.run(&format!(r#""$LOAD" hold {server} {count} >{answer} 2>&1 &"#), PATIENCE)?;
-        self.wait_for(&format!("test -s {answer}"), patience)
-            .with_context(|| format!("{count} idle flows were not to be had in {} s", patience.as_secs()))?;
+        let time = patience.as_millis();
+        let command = format!(r#""$LOAD" hold {server} {count} --time {time} >{answer} 2>&1 &"#);
+        self.shell.run(&command, PATIENCE)?;
+        self.wait_for(&format!("test -s {answer}"), patience + PATIENCE)
+            .with_context(|| format!("{count} idle flows were not to be had"))?;
         parse(&self.shell.run(&format!("cat {answer}; rm {answer}"), PATIENCE)?)?;
         Ok(())
     }

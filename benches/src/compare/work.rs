@@ -20,6 +20,8 @@ pub(super) struct Times {
     pub(super) measure: Duration,
     /// A step in the search for a rate.
     pub(super) trial: Duration,
+    /// Opening idle flows, at most: some peers slow down with each.
+    pub(super) hold: Duration,
 }
 
 /// A kind of work, which has a table of its own.

@@ -52,6 +52,9 @@ enum Command {
         server: SocketAddr,
         /// How many connections
         count: usize,
+        /// How long opening them may take, in milliseconds
+        #[arg(long, value_name = "MS", default_value_t = 60_000)]
+        time: u64,
     },
 }
 
@@ -116,7 +119,7 @@ fn run(command: Command) -> Result<()> {
         Command::UdpOut(datagrams) => report(&udp::rates(&datagrams, udp::send)?),
         Command::UdpIn(datagrams) => report(&udp::rates(&datagrams, udp::receive)?),
         Command::UdpRr(timed) => report(&udp::round_trips(timed.server, timed.time())?),
-        Command::Hold { server, count } => tcp::hold(server, count),
+        Command::Hold { server, count, time } => tcp::hold(server, count, Duration::from_millis(time)),
     }
 }
 

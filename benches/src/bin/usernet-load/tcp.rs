@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::{Value, json};
 
@@ -161,13 +161,14 @@ pub(crate) fn connections(server: SocketAddr, time: Duration) -> Result<Value> {
     Ok(json!({ "per_s": per_second(count, began.elapsed()) }))
 }
 
-pub(crate) fn hold(server: SocketAddr, count: usize) -> Result<()> {
+pub(crate) fn hold(server: SocketAddr, count: usize, time: Duration) -> Result<()> {
     crate::die_with_parent()?;
     let began = Instant::now();
     let mut held = Vec::with_capacity(count);
     for number in 0..count {
         let stream = TcpStream::connect(server).with_context(|| format!("after {number} connections"))?;
         held.push(stream);
+        ensure!(began.elapsed() < time, "only {} connections in {} s", held.len(), time.as_secs());
     }
     report(&json!({ "held": held.len(), "seconds": began.elapsed().as_secs_f64() }))?;
     loop {

@@ -25,7 +25,7 @@ const QUIET: Duration = Duration::from_millis(50);
 /// How long an answer may take, and how often it is asked for.
 const ANSWER: (Duration, u32) = (Duration::from_millis(200), 25);
 /// How many trials the search for a rate may take.
-const TRIALS: u32 = 12;
+const TRIALS: u32 = 10;
 /// The room that receivers ask for; the host may give less.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
