@@ -114,9 +114,10 @@ impl Machine {
     pub fn try_run(&mut self, script: &str) -> (i32, String) {
         self.commands += 1;
         let marker = format!("@{}", self.commands);
+        let started = Instant::now();
         self.write(&format!("{marker}\n{script}\n{marker}\n"));
         let (status, output) = self.answer(&marker);
-        println!("guest# {script}\n{output}");
+        println!("guest# {script}\n{output}\n({:.1} s)", started.elapsed().as_secs_f32());
         (status.trim().parse().unwrap(), output)
     }
 

@@ -10,6 +10,7 @@
 )]
 
 use std::env;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -30,6 +31,7 @@ fn main() {
         ["receive-then-send", peer, seed, length] => {
             receive_then_send(peer, seed.parse().unwrap(), length.parse().unwrap())
         }
+        ["put", peer, file] => put(peer, file),
         ["ask", peer, message] => ask(peer, message),
         ["hold", peer, count] => hold(peer, count.parse().unwrap()),
         ["echo", port] => echo(port.parse().unwrap()),
@@ -76,6 +78,17 @@ fn receive_then_send(peer: &str, seed: u64, length: u64) -> io::Result<()> {
     let mut stream = dial(peer)?;
     io::copy(&mut stream, &mut io::stdout())?;
     io::copy(&mut Noise::new(seed).take(length), &mut stream)?;
+    Ok(())
+}
+
+/// Sends a file by HTTP and prints the response.
+fn put(peer: &str, file: &str) -> io::Result<()> {
+    let mut stream = dial(peer)?;
+    let mut file = File::open(file)?;
+    write!(stream, "PUT / HTTP/1.0\r\nContent-Length: {}\r\n\r\n", file.metadata()?.len())?;
+    io::copy(&mut file, &mut stream)?;
+    io::copy(&mut stream, &mut io::stdout())?;
+    println!();
     Ok(())
 }
 
