@@ -245,16 +245,14 @@ impl Network {
         }
         self.switch.learn_mac(port, ethernet.src, &self.config.limits);
         let ours = ethernet.dst == self.mac;
-        if !ours {
-            self.check_sender(port, ethernet.ethertype, rest)?;
-        }
         if !ours && !ethernet.dst.is_multicast() {
+            self.check_sender(port, ethernet.ethertype, rest)?;
             return match self.switch.port_of(ethernet.dst) {
                 Some(to) if to != port => Ok(Verdict::Relay(to)),
                 _ => Err(DropReason::UnknownMac),
             };
         }
-        match ethernet.ethertype {
+        let verdict = match ethernet.ethertype {
             ETHERTYPE_ARP => self.handle_arp(port, rest, ours),
             ETHERTYPE_IPV4 => {
                 let available = frame.len() - ETHERNET_HEADER_LEN;
@@ -272,7 +270,12 @@ impl Network {
             }
             _ if !ours => self.flood(DropReason::EtherType),
             _ => Err(DropReason::EtherType),
+        }?;
+        // What is said to us is not asked for a name: each of two guests with one address is served.
+        if let Verdict::Flood = verdict {
+            self.check_sender(port, ethernet.ethertype, rest)?;
         }
+        Ok(verdict)
     }
 
     /// What one guest says to others may be said in its own name only.
