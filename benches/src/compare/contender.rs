@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::geteuid;
 use serde_json::Value;
 
@@ -284,7 +284,8 @@ impl Guest {
         self.shell.run(&command, PATIENCE)?;
         self.wait_for(&format!("test -s {answer}"), patience + PATIENCE)
             .with_context(|| format!("{count} idle flows were not to be had"))?;
-        parse(&self.shell.run(&format!("cat {answer}; rm {answer}"), PATIENCE)?)?;
+        let answer = self.shell.run(&format!("cat {answer}; rm {answer}"), PATIENCE)?;
+        ensure!(parse(&answer).is_ok(), "{}", answer.trim());
         Ok(())
     }
 
