@@ -5,6 +5,7 @@ mod bulk;
 mod close;
 mod connect;
 mod datagrams;
+mod drops;
 mod forward;
 mod limits;
 mod loss;
