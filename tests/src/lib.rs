@@ -6,7 +6,8 @@
 //! ([`peers`], [`dns`]) as threads of the test. Guests are namespaces (`usernet exec`), virtual
 //! machines ([`qemu`]), or the test itself over a stream socket ([`stream_guest`]).
 //!
-//! Nothing here sleeps for a fixed time: [`wait`] has the one loop that waits for a condition.
+//! Nothing here sleeps for a fixed time: [`wait`] has the one loop that waits for a condition. (The test of
+//! idle flows does: time is what it measures.)
 
 #![expect(
     clippy::unwrap_used,

@@ -40,14 +40,17 @@ drop_reasons! {
     Protocol => "protocol",
     /// A source address outside of the network, or one of its own.
     SourceAddress => "source-address",
-    /// A destination that is never sent outside: 0.0.0.0/8, 127.0.0.0/8 and their mapped forms.
+    /// A destination that is never sent outside: 0.0.0.0/8, 127.0.0.0/8, 240.0.0.0/4, their mapped
+    /// forms, `::` and `::1`.
     ForbiddenDestination => "forbidden-destination",
     /// A destination inside of the network that nobody answers to.
     NoSuchGuest => "no-such-guest",
     /// Multicast or broadcast that the network does not carry outside.
     Multicast => "multicast",
-    /// A fragment that could not be put together, or that no bound had room for.
+    /// A fragment (none are put together), or a datagram to a guest that is longer than its MTU.
     Fragment => "fragment",
+    /// A packet for the outside whose time to live has run out here.
+    TtlExpired => "ttl-expired",
     /// A malformed TCP header.
     TcpHeader => "tcp-header",
     /// A segment of no known flow; answered with RST unless it was one.
@@ -80,6 +83,8 @@ drop_reasons! {
     Icmp => "icmp",
     /// An echo that the host does not let us send (`net.ipv4.ping_group_range`).
     PingForbidden => "ping-forbidden",
+    /// An echo request that the host's socket refused.
+    PingSend => "ping-send",
     /// A malformed DHCP message.
     Dhcp => "dhcp",
     /// A DHCP message that asks nothing of this server.

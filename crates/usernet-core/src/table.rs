@@ -236,7 +236,7 @@ impl<F> FlowTable<F> {
         self.link_newest(id.index, key.group());
     }
 
-    /// Makes a flow its port's most recently used.
+    /// Makes a flow its group's most recently used.
     pub fn touch(&mut self, id: FlowId) {
         let Some(group) = self.get(id).map(|e| e.key.group()) else { return };
         if self.groups.get(&group).is_some_and(|list| list.newest != Some(id.index)) {
@@ -245,7 +245,7 @@ impl<F> FlowTable<F> {
         }
     }
 
-    /// Makes a flow its port's first to go.
+    /// Makes a flow its group's first to go.
     pub fn retire(&mut self, id: FlowId) {
         let Some(group) = self.get(id).map(|e| e.key.group()) else { return };
         self.unlink(id.index, group);

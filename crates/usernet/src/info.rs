@@ -74,7 +74,7 @@ pub struct ForwardInfo {
     pub host: SocketAddr,
     /// The guest's address and port.
     pub guest: SocketAddr,
-    /// Connections (TCP) or peers (UDP) forwarded so far.
+    /// Connections (TCP) or datagrams (UDP) forwarded so far.
     pub accepted: u64,
 }
 

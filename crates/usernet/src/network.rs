@@ -66,7 +66,8 @@ pub struct Network {
     control: Option<JoinHandle<()>>,
 }
 
-/// A handle on a running network. Cheap to clone; every call answers within microseconds.
+/// A handle on a running network. Cheap to clone. A call waits for the worker's next turn;
+/// [`Handle::detached`] and [`Handle::ended`] wait for what they name.
 #[derive(Clone)]
 pub struct Handle {
     commands: Commands,
@@ -261,7 +262,9 @@ impl Handle {
     /// There is no such guest.
     pub fn detach(&self, port: u32) -> Result<(), Error> {
         let there = self.ask(|reply| Command::Detach { port, reply })?;
-        there.then_some(()).ok_or_else(|| Error::NotFound(format!("no guest on port {port}")))
+        there.then_some(()).ok_or_else(|| {
+            Error::NotFound(format!("there is no guest on port {port}; `usernet ctl ports` lists them"))
+        })
     }
 
     /// Completes when the guest's link has ended, with the reason.
@@ -306,7 +309,9 @@ impl Handle {
     /// There is no such forward.
     pub fn remove_forward(&self, id: u32) -> Result<(), Error> {
         let there = self.ask(|reply| Command::RemoveForward { id, reply })?;
-        there.then_some(()).ok_or_else(|| Error::NotFound(format!("no forward {id}")))
+        there.then_some(()).ok_or_else(|| {
+            Error::NotFound(format!("there is no forward {id}; `usernet ctl forwards` lists them"))
+        })
     }
 
     /// The guests.

@@ -115,7 +115,8 @@ pub(super) enum Place {
     Inside,
     /// Multicast or broadcast.
     Group,
-    /// 0.0.0.0/8 and 127.0.0.0/8, which a host takes for itself, and their mapped forms.
+    /// 0.0.0.0/8, 127.0.0.0/8, `::` and `::1`, which a host takes for itself, 240.0.0.0/4, and their
+    /// mapped forms.
     Forbidden,
     /// An address of the host's own, while those are closed to guests.
     Closed,

@@ -43,7 +43,7 @@ use switch::{Neighbour, Switch};
 /// Headers are copied once, at most this many bytes: guest memory can change under us. Ethernet, an
 /// IPv4 and a TCP header with all options take 134; what is left is quoted in ICMP errors.
 const HEAD_LEN: usize = 256;
-/// A DHCP message is never longer (RFC 2131 §2 asks for 548 bytes at least).
+/// A DHCP message that is longer is cut here (RFC 2131 §2 asks for 548 bytes at least).
 const MAX_DHCP_LEN: usize = 2048;
 /// The port of flows whose guest has not been found yet.
 const NOWHERE: PortId = PortId(u32::MAX);
@@ -337,7 +337,7 @@ impl Network {
         }
         if place == Place::Outside && packet.ip.ttl <= 1 {
             self.send_icmp_error(packet, IcmpError::TimeExceeded);
-            return Err(DropReason::Policy);
+            return Err(DropReason::TtlExpired);
         }
         match packet.ip.protocol {
             PROTOCOL_TCP => self.handle_tcp(packet, place, now),

@@ -1,6 +1,6 @@
 //! Who is where: ports, MAC addresses and IP addresses of guests.
 //!
-//! The first port that uses an address keeps it until it goes: a guest cannot take over another's.
+//! The first port that uses an address keeps it until it goes: only a lease can take it over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

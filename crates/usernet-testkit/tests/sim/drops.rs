@@ -75,7 +75,7 @@ fn every_frame_that_is_dropped_is_counted_for_its_reason() {
         (DropReason::Dhcp, udp(GATEWAY, 67)),
         (DropReason::DnsLimit, udp(Ipv4Addr::new(10, 0, 2, 3), 53)),
         (DropReason::Policy, udp(Ipv4Addr::new(10, 0, 2, 3), 54)),
-        (DropReason::Policy, with(udp(OUTSIDE, 9), &[(22, 1)])),
+        (DropReason::TtlExpired, with(udp(OUTSIDE, 9), &[(22, 1)])),
     ];
     for (reason, frame) in frames {
         let (mut sim, port) = guest();

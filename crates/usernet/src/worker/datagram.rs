@@ -121,6 +121,7 @@ impl Worker {
         let Some(slot) = slot else { return };
         let envelope = Envelope { to: SocketAddr::new(to, 0), from: None, ttl: Some(ttl), tos: 0 };
         if let Err(error) = slot.end.send(message, &envelope) {
+            self.count_drop(flow, DropReason::PingSend);
             self.parts.core.ping_error(flow, to, header, icmp_error(error), None);
         }
     }

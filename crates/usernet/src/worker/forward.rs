@@ -110,10 +110,7 @@ impl Worker {
     pub(super) fn forward_infos(&self) -> Vec<ForwardInfo> {
         let info = |(id, forward): (&u32, &Forward)| ForwardInfo {
             id: *id,
-            protocol: match forward.protocol {
-                ForwardProtocol::Tcp => "tcp".to_owned(),
-                ForwardProtocol::Udp => "udp".to_owned(),
-            },
+            protocol: forward.protocol.to_string(),
             host: forward.listener.local_addr(),
             guest: forward.guest.to_socket_addr(),
             accepted: forward.accepted,
@@ -178,12 +175,15 @@ impl Worker {
             Ok(Accept::Empty) => Next::Drained,
             Ok(Accept::Exhausted) => {
                 if !std::mem::replace(exhausted, true) {
-                    tracing::warn!(forward = id, "no descriptors left: connections wait until a flow ends");
+                    tracing::warn!(
+                        forward = id,
+                        "no descriptors left: connections wait until a flow ends; a higher hard limit (ulimit -Hn) allows more"
+                    );
                 }
                 Next::Parked
             }
             Err(error) => {
-                tracing::warn!(forward = id, %error, "accept failed");
+                tracing::warn!(forward = id, %error, "a forwarded port accepts no more: remove the forward and add it again (usernet ctl)");
                 Next::Drained
             }
         }

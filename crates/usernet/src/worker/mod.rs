@@ -1,8 +1,8 @@
 //! A worker: one thread with its own epoll, which drives the core.
 //!
 //! It owns the links, the host ends of all flows and the core, so nothing on the path is locked. A turn
-//! is: wait; take in what has happened; read one batch from each link that is ready; do what the core
-//! answers with; hand what was gathered for the guests to their links. Whatever is edge-triggered and
+//! is: wait; take in what has happened; read a few batches from each link that is ready, and do what the
+//! core answers with after each; hand what was gathered for the guests to their links. Whatever is edge-triggered and
 //! was not drained stays on a ready list, so work is in proportion to what is ready, and no guest or
 //! flow takes more than its share of a turn.
 

@@ -149,7 +149,8 @@ impl Worker {
             let verdict = self.parts.core.handle_frame(port, &RxFrame { rx, index }, self.now);
             slices.clear();
             match verdict {
-                Verdict::Done | Verdict::Dropped(_) => {}
+                Verdict::Done => {}
+                Verdict::Dropped(reason) => tracing::trace!(%port, %reason, "dropped"),
                 Verdict::Tcp { flow, payload, at } => {
                     let place = self.gather_place(flow, gathered.len());
                     if place == gathered.len() {

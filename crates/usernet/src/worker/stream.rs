@@ -62,6 +62,7 @@ impl Worker {
     }
 
     fn connect(&mut self, flow: FlowId, target: Target) {
+        tracing::debug!(?flow, ?target, "connecting");
         let end = match target {
             Target::Host(addr) => TcpEnd::connect(addr, None).map(|end| (end, true)),
             Target::Dns => self.dns_stream().map(|end| (end, false)),
@@ -91,6 +92,7 @@ impl Worker {
     }
 
     fn tcp_failed(&mut self, flow: FlowId, error: HostError) {
+        tracing::debug!(?flow, %error, "the host end has failed");
         if error == HostError::Exhausted
             && let Some(port) = self.parts.core.port_of(flow)
         {
@@ -177,6 +179,7 @@ impl Worker {
                 }
             }
             TcpOp::Close | TcpOp::Reset => {
+                tracing::debug!(?flow, reset = op == TcpOp::Reset, "closed");
                 let slot = self.tcp.get_mut(flow.index as usize).and_then(Option::take);
                 match (slot, op) {
                     (Some(slot), TcpOp::Reset) => slot.end.reset(),
@@ -247,6 +250,11 @@ impl Worker {
                     kept = slot.kept.keep(at + u32::try_from(written).unwrap_or(0), rest);
                 }
                 let free = (written == len).then(|| slot.end.send_space());
+                if written + kept < len
+                    && let Some(port) = self.parts.core.port_of(flow)
+                {
+                    self.parts.core.count_drop(port, DropReason::HostFull);
+                }
                 let narrow = |len| u32::try_from(len).unwrap_or(u32::MAX);
                 self.tcp_event(flow, HostEvent::Wrote { len: narrow(written), kept: narrow(kept) });
                 if let Some(free) = free {
