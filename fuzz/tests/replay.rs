@@ -7,8 +7,8 @@ use std::path::Path;
 use usernet_fuzz::{TARGETS, Target};
 use usernet_testkit::Rng;
 
-/// Mutated inputs for each target: some seconds.
-const RUNS: u64 = 20_000;
+/// Mutated inputs for each target.
+const RUNS: u64 = 60_000;
 
 fn corpus(name: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
