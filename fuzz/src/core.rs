@@ -109,7 +109,7 @@ impl World {
                     self.drain();
                 }
             }
-            13 => self.from_host(data)?,
+            13 => self.host_sends(data)?,
             14 => {
                 self.takes = data.arbitrary()?;
                 self.room = data.arbitrary::<u16>()?.into();
@@ -322,7 +322,7 @@ impl World {
     }
 
     /// What comes to a socket, a forward or the resolver.
-    fn from_host(&mut self, data: &mut Unstructured<'_>) -> Result<()> {
+    fn host_sends(&mut self, data: &mut Unstructured<'_>) -> Result<()> {
         let (kind, n, len) = data.arbitrary::<(u8, u8, u16)>()?;
         let from = SocketAddr::new(Self::addr(data)?.into(), n.into());
         let guest = Endpoint { addr: IpAddr::V4(Self::guest(usize::from(n % 3))), port: 22 };
