@@ -113,8 +113,9 @@ pub(crate) fn guest(args: &ExecGuestArgs) -> Result<ExitCode> {
     namespace::enter()?;
     // A new user namespace forgets this, so it comes after.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    stream.write_all(&DONE)?;
-    if stream.read(&mut [0])? == 0 {
+    // An outer half that has failed by now has said why.
+    let told = stream.write_all(&DONE).and_then(|()| stream.read(&mut [0]));
+    if !matches!(told, Ok(1)) {
         return Ok(ExitCode::FAILURE);
     }
 
