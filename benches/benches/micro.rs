@@ -68,7 +68,7 @@ fn find_flow(bencher: Bencher<'_, '_>, flows: u32) {
             port: u16::try_from(number & 0xfff).unwrap_or(0),
         }),
     };
-    let mut table = FlowTable::new(FlowKind::Tcp, [7; 16]);
+    let mut table = FlowTable::new(FlowKind::Tcp, [7; 16], None);
     for number in 0..flows {
         table.insert(key(number), MAC, [0u8; 256]);
     }

@@ -192,7 +192,9 @@ impl World {
                 let _ = finish(&headers, &frame[payload]);
             }
             Verdict::Relay(to) => assert!(to != port && self.ports.contains(&to)),
-            Verdict::Flood | Verdict::Done | Verdict::Dropped(_) => {}
+            Verdict::Flood(others) => assert!(!others.contains(&port)),
+            Verdict::HandOver(_) => panic!("there is one worker"),
+            Verdict::Done | Verdict::Dropped(_) => {}
         }
     }
 
@@ -397,6 +399,7 @@ impl World {
                 Output::Tcp { flow, op } => self.op(flow, op),
                 Output::Close(flow) => self.datagram_flows.retain(|other| *other != flow),
                 Output::LeasesChanged | Output::MacConflict { .. } => {}
+                Output::Rehome { .. } | Output::Found(_) => panic!("there is one worker"),
             }
         }
         panic!("no end of outputs");

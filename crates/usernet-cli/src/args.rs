@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -186,6 +187,11 @@ pub(crate) struct NetworkArgs {
     /// Write every frame to this file, as pcapng
     #[arg(long, value_name = "FILE")]
     pub(crate) pcap: Option<PathBuf>,
+    /// Threads that move frames: a guest is served by one [default: one a processor, 8 at most]
+    ///
+    /// For exec and run, whose network has one guest, the default is as many as its queues.
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<NonZeroU16>,
 }
 
 /// How much to say.
@@ -264,10 +270,17 @@ impl NetworkArgs {
             host_loopback: !self.no_host_loopback,
             forwards: self.hostfwd.clone(),
             pcap: self.pcap.clone(),
+            workers: self.workers,
             ..config
         };
         config.validate().map_err(|error| Usage(error.to_string()))?;
         Ok(config)
+    }
+
+    /// The same for a network of one guest: unless told otherwise, as many workers as it has queues.
+    pub(crate) fn config_of_one(&self, queues: NonZeroU16) -> Result<Config, Usage> {
+        let config = self.config()?;
+        Ok(Config { workers: config.workers.or(Some(queues)), ..config })
     }
 }
 
@@ -356,7 +369,7 @@ mod tests {
         let config = config(
             "--net 192.168.7.0/24 --dns 192.168.7.53 --dns-upstream 127.0.0.1:5353 --dns-upstream ::1 \
              --hostname box --domain lab.example --dns-search a.example --dns-search b.example --mtu 9000 \
-             --no-host-loopback --hostfwd tcp:127.1:0x50-:80 --hostfwd udp::53-:53 --pcap /tmp/a.pcapng",
+             --no-host-loopback --hostfwd tcp:127.1:0x50-:80 --hostfwd udp::53-:53 --pcap /tmp/a.pcapng --workers 3",
         )
         .unwrap();
         let expected = Config {
@@ -369,6 +382,7 @@ mod tests {
             host_loopback: false,
             forwards: vec!["tcp:127.0.0.1:80-:80".parse().unwrap(), "udp::53-:53".parse().unwrap()],
             pcap: Some("/tmp/a.pcapng".into()),
+            workers: NonZeroU16::new(3),
             ..Config::for_net([192, 168, 7, 0].into(), 24)
         };
         assert_eq!(config, expected);
@@ -393,6 +407,8 @@ mod tests {
             ("--listen /tmp/sock", "unix:PATH"),
             ("--listn unix:/tmp/sock", "--listen"),
             ("--ready-fd 1", "--ready-fd"),
+            ("--workers 0", "--workers"),
+            ("--workers 100", "1 to 64"),
             ("bogus", "bogus"),
             ("exec --join /tmp/x --mtu 1400", "--join"),
             ("run", "QEMU"),

@@ -15,6 +15,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -45,7 +46,7 @@ enum Home {
 
 /// The outer half.
 pub(crate) fn run(args: &ExecArgs) -> Result<ExitCode> {
-    let config = args.network.config()?;
+    let config = args.network.config_of_one(NonZeroU16::MIN)?;
     let hostname = config.hostname.clone();
     // Before any thread: the signal that ends the command comes when the thread that started it ends.
     let (stream, mut child) = start_inner(&args.command)?;

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::num::NonZeroU16;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -20,7 +21,7 @@ use crate::supervise::supervise;
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let (program, rest) =
         args.command.split_first().ok_or_else(|| Usage("name the QEMU command to run".into()))?;
-    let config = args.network.config()?;
+    let config = args.network.config_of_one(NonZeroU16::MIN)?;
     let device = device(program, rest, random_mac()?, config.mtu);
 
     let network = Network::start(config)?;

@@ -97,6 +97,8 @@ drop_reasons! {
     LinkFull => "link-full",
     /// A packet for a guest whose MAC address is not known yet.
     Unresolved => "unresolved",
+    /// A frame or connection for another worker that is too far behind.
+    WorkerBusy => "worker-busy",
     /// Refused by the network's own policy.
     Policy => "policy",
 }

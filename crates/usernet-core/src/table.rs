@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
-use crate::port::PortId;
+use crate::port::{PortId, WorkerId};
 use crate::time::Instant;
 use crate::wheel::TimerId;
 use crate::wire::MacAddr;
@@ -127,6 +128,18 @@ pub struct FlowTable<F> {
     free: Vec<u32>,
     by_key: HashTable<u32>,
     groups: HashMap<Group, GroupList>,
+    /// This table's worker, and the flows of all; none when it is the only one.
+    owners: Option<(WorkerId, Arc<Owners>)>,
+}
+
+/// Which worker has which flow, where a guest's frames may come to any of several.
+#[derive(Debug, Default)]
+pub struct Owners(Mutex<HashMap<(FlowKind, FlowKey), WorkerId>>);
+
+impl Owners {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(FlowKind, FlowKey), WorkerId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Flows that share a bound: those of one port that serve one peer each, or those that serve all. So
@@ -140,8 +153,9 @@ impl FlowKey {
 }
 
 impl<F> FlowTable<F> {
-    /// An empty table whose hashes are keyed with `seed`: a guest cannot make keys collide.
-    pub fn new(kind: FlowKind, seed: [u8; 16]) -> Self {
+    /// An empty table whose hashes are keyed with `seed`: a guest cannot make keys collide. `owners` is
+    /// for a table of one worker among several.
+    pub fn new(kind: FlowKind, seed: [u8; 16], owners: Option<(WorkerId, Arc<Owners>)>) -> Self {
         Self {
             kind,
             seed,
@@ -149,6 +163,7 @@ impl<F> FlowTable<F> {
             free: Vec::new(),
             by_key: HashTable::new(),
             groups: HashMap::new(),
+            owners,
         }
     }
 
@@ -174,6 +189,12 @@ impl<F> FlowTable<F> {
             .by_key
             .find(hash(&self.seed, key), |index| entry(slots, *index).is_some_and(|e| e.key == *key))?;
         self.id(index)
+    }
+
+    /// The other worker that has the flow with this key.
+    pub fn elsewhere(&self, key: &FlowKey) -> Option<WorkerId> {
+        let (worker, owners) = self.owners.as_ref()?;
+        owners.lock().get(&(self.kind, *key)).copied().filter(|owner| owner != worker)
     }
 
     /// Adds a flow whose key is not in the table.
@@ -298,11 +319,20 @@ impl<F> FlowTable<F> {
         let (slots, seed) = (&self.slots, &self.seed);
         let rehash = |index: &u32| entry(slots, *index).map_or(0, |e| hash(seed, &e.key));
         self.by_key.insert_unique(hash(seed, &key), index, rehash);
+        if let Some((worker, owners)) = &self.owners {
+            owners.lock().entry((self.kind, key)).or_insert(*worker);
+        }
     }
 
     fn unindex_key(&mut self, index: u32, key: &FlowKey) {
         if let Ok(found) = self.by_key.find_entry(hash(&self.seed, key), |other| *other == index) {
             found.remove();
+        }
+        if let Some((worker, owners)) = &self.owners {
+            let mut owners = owners.lock();
+            if owners.get(&(self.kind, *key)) == Some(worker) {
+                owners.remove(&(self.kind, *key));
+            }
         }
     }
 
@@ -371,7 +401,7 @@ mod tests {
     }
 
     fn table() -> FlowTable<u16> {
-        FlowTable::new(FlowKind::Udp, [7; 16])
+        FlowTable::new(FlowKind::Udp, [7; 16], None)
     }
 
     fn order(table: &FlowTable<u16>, port: u32) -> Vec<u16> {

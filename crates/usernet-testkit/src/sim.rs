@@ -255,9 +255,9 @@ impl<G: Guest> Sim<G> {
         for port in self.plugs.keys().copied().collect::<Vec<_>>() {
             self.remove(port);
         }
-        let (net, now) = (&self.net, self.now);
+        let (net, now) = (&mut self.net, self.now);
         let left = (net.tcp_flows().len(), net.udp_flows().len(), net.ping_flows().len());
-        let left = (left, net.ports().count(), net.leases(now).count(), self.host.open(), self.kept.len());
+        let left = (left, net.ports().count(), net.leases(now).len(), self.host.open(), self.kept.len());
         assert_eq!(left, ((0, 0, 0), 0, 0, 0, 0), "something is left behind");
         assert_eq!(net.poll_timeout(), None, "a timer is left behind");
     }
@@ -381,11 +381,12 @@ impl<G: Guest> Sim<G> {
             }
             Verdict::Reply { headers, payload } => self.give(port, finish(&headers, &frame[payload])),
             Verdict::Relay(to) => self.give(to, frame.to_vec()),
-            Verdict::Flood => {
-                for to in self.plugs.keys().copied().filter(|to| *to != port).collect::<Vec<_>>() {
+            Verdict::Flood(others) => {
+                for to in others {
                     self.give(to, frame.to_vec());
                 }
             }
+            Verdict::HandOver(_) => unreachable!("there is one worker"),
             Verdict::Done | Verdict::Dropped(_) => {}
             Verdict::Tcp { .. } | Verdict::Keep { .. } => unreachable!("they are gathered"),
         }
@@ -430,6 +431,7 @@ impl<G: Guest> Sim<G> {
                     self.replies.retain(|reply| reply.flow != flow);
                 }
                 Output::LeasesChanged | Output::MacConflict { .. } => {}
+                Output::Rehome { .. } | Output::Found(_) => unreachable!("there is one worker"),
             }
         }
         panic!("seed {}: no end of outputs at {:?}", self.seed, self.now);

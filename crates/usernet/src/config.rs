@@ -1,6 +1,7 @@
 //! How a network is set up.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use crate::ForwardRule;
@@ -37,6 +38,9 @@ pub struct Config {
     pub forwards: Vec<ForwardRule>,
     /// A file to write every frame to, as pcapng.
     pub pcap: Option<PathBuf>,
+    /// Threads that move guests' frames, 64 at most; none: as many as there are processors, but not more
+    /// than 8. A guest is served by one of them, or by one for each of its queues.
+    pub workers: Option<NonZeroU16>,
 }
 
 impl Default for Config {
@@ -79,6 +83,7 @@ impl Config {
             host_loopback: true,
             forwards: Vec::new(),
             pcap: None,
+            workers: None,
         }
     }
 
@@ -92,6 +97,9 @@ impl Config {
         self.validate_names()?;
         check((576..=65_520).contains(&self.mtu), || {
             format!("an MTU of {} bytes is out of range: choose one from 576 to 65520", self.mtu)
+        })?;
+        check(self.workers.is_none_or(|workers| workers.get() <= 64), || {
+            "more than 64 workers serve nobody: choose 1 to 64, about as many as there are processors".into()
         })?;
         for upstream in &self.dns_upstreams {
             check(upstream.port() != 0 && !upstream.ip().is_unspecified(), || {

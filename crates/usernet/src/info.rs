@@ -25,6 +25,17 @@ pub struct PortInfo {
     pub drops: u64,
 }
 
+impl PortInfo {
+    /// Adds what another queue of the same guest has counted.
+    pub(crate) fn add(&mut self, queue: &Self) {
+        self.rx_frames += queue.rx_frames;
+        self.rx_bytes += queue.rx_bytes;
+        self.tx_frames += queue.tx_frames;
+        self.tx_bytes += queue.tx_bytes;
+        self.drops += queue.drops;
+    }
+}
+
 /// An address that a guest holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseInfo {

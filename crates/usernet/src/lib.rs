@@ -2,8 +2,8 @@
 //!
 //! A [`Network`] is 10.0.2.0/24 (or what its [`Config`] says) with a gateway, a DNS server and a DHCP
 //! server, and it needs no privilege: guests reach the outside through ordinary sockets of this process.
-//! A guest is a [`link::Link`] that is attached to it, any number of them; what passes between a link
-//! and the host is done on a worker thread, and DNS on a control thread. The [`Handle`] answers from any
+//! A guest is a [`link::Link`] that is attached to it (or several, its queues), any number of guests; what
+//! passes between a link and the host is done on one of the worker threads, and DNS on a control thread. The [`Handle`] answers from any
 //! thread: it attaches guests, adds and removes forwarded ports, and lists leases, flows and counters.
 //!
 //! ```
@@ -42,6 +42,7 @@ mod config;
 mod forward;
 mod info;
 mod network;
+mod roster;
 mod worker;
 
 pub use config::{Config, ConfigError};

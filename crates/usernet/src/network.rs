@@ -1,7 +1,9 @@
 //! A running network and the handle on it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -10,11 +12,13 @@ use tokio::runtime;
 use tokio::sync::{oneshot, watch};
 use usernet_core::dhcp;
 use usernet_core::network as core;
+use usernet_core::port::{PortId, WorkerId};
 use usernet_dns::Resolver;
 use usernet_host::epoll::{Poll, Waker};
 use usernet_link::Link;
 
 use crate::capture::Capture;
+use crate::roster::Roster;
 use crate::worker::{Command, Commands, Listener, Parts, Worker};
 use crate::{
     Config, ConfigError, DropInfo, FlowInfo, ForwardInfo, ForwardRule, GuestConfig, LeaseInfo, PortInfo,
@@ -22,6 +26,8 @@ use crate::{
 
 /// Commands on their way to a worker; who has more waits.
 const COMMANDS: usize = 1024;
+/// The worker that has the forwards.
+const FIRST: usize = 0;
 /// How often the host's own addresses are looked at, where guests may not reach them.
 const HOST_ADDRESSES: Duration = Duration::from_secs(2);
 
@@ -34,6 +40,16 @@ pub enum Error {
     /// A forwarded port could not be had. The text names the rule, the reason and the way out.
     #[error("{0}")]
     Forward(String),
+    /// A guest has more queues than the network has workers.
+    #[error(
+        "a guest with {queues} queues needs as many workers, and there are {workers}: set more (--workers {queues}), or give it fewer queues"
+    )]
+    TooManyQueues {
+        /// The guest's queues.
+        queues: usize,
+        /// The network's workers.
+        workers: usize,
+    },
     /// There is no such port, lease or forward.
     #[error("{0}")]
     NotFound(String),
@@ -59,22 +75,23 @@ impl Error {
 /// A network that runs on threads of its own until it is shut down or dropped.
 pub struct Network {
     handle: Handle,
-    worker: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
     capture: Option<JoinHandle<()>>,
     /// Dropping it ends the control thread.
     control_stop: Option<oneshot::Sender<()>>,
     control: Option<JoinHandle<()>>,
 }
 
-/// A handle on a running network. Cheap to clone. A call waits for the worker's next turn;
+/// A handle on a running network. Cheap to clone. A call waits for a worker's next turn;
 /// [`Handle::detached`] and [`Handle::ended`] wait for what they name.
 #[derive(Clone)]
 pub struct Handle {
-    commands: Commands,
+    workers: Arc<[Commands]>,
+    roster: Arc<Roster>,
     runtime: runtime::Handle,
     guest: GuestConfig,
-    /// Its sender goes with the worker.
-    worker: watch::Receiver<()>,
+    /// Whether a worker has ended.
+    ended: watch::Receiver<bool>,
 }
 
 impl Network {
@@ -111,39 +128,58 @@ impl Network {
         .map_err(|error| ConfigError(error.to_string()))?;
         let (runtime, control_stop, control) =
             start_control().map_err(Error::io("cannot start the control thread"))?;
-        let (sender, receiver) = sync_channel(COMMANDS);
-        let poll = Poll::new().map_err(Error::io("cannot make an epoll instance"))?;
-        let waker = Waker::new().map_err(Error::io("cannot make an eventfd"))?;
-        let commands = Commands { commands: sender, waker: waker.clone() };
-        let worker = Worker::new(Parts {
-            core: core::Network::new(core_config(&config, descriptors)?),
-            poll,
-            waker,
-            commands: receiver,
-            replies: commands.clone(),
-            resolver,
-            runtime: runtime.clone(),
-            capture,
-            default_guest: config.dhcp_start,
-            origin: std::time::Instant::now(),
-        })
-        .map_err(Error::io("cannot poll an eventfd"))?;
-        let (alive, ended) = watch::channel(());
-        let worker = thread::Builder::new()
-            .name("usernet-worker".into())
-            .spawn(move || {
-                let _alive = alive;
-                worker.run();
-            })
-            .map_err(Error::io("cannot start the worker thread"))?;
-        let handle = Handle { commands, runtime, guest: guest_config(&config), worker: ended };
-        let network = Self {
-            handle,
-            worker: Some(worker),
+        let (ended_sender, ended) = watch::channel(false);
+        let ended_sender = Arc::new(ended_sender);
+        let workers = config.workers.map_or_else(default_workers, |workers| workers.get());
+        let mut inboxes = Vec::new();
+        for _ in 0..workers {
+            let (commands, inbox) = sync_channel(COMMANDS);
+            let waker = Waker::new().map_err(Error::io("cannot make an eventfd"))?;
+            inboxes.push((Commands { commands, waker }, inbox));
+        }
+        let handle = Handle {
+            workers: inboxes.iter().map(|(commands, _)| commands.clone()).collect(),
+            roster: Arc::new(Roster::new(workers.into())),
+            runtime,
+            guest: guest_config(&config),
+            ended,
+        };
+        let mut network = Self {
+            handle: handle.clone(),
+            workers: Vec::new(),
             capture: capture_thread,
             control_stop: Some(control_stop),
             control: Some(control),
         };
+        let origin = std::time::Instant::now();
+        let core = core_config(&config, descriptors)?;
+        let cores = match workers {
+            1 => vec![core::Network::new(core)],
+            many => core::Network::split(&core, many),
+        };
+        for ((id, core), (commands, inbox)) in (0..).map(WorkerId).zip(cores).zip(inboxes) {
+            let worker = Worker::new(Parts {
+                core,
+                poll: Poll::new().map_err(Error::io("cannot make an epoll instance"))?,
+                waker: commands.waker,
+                commands: inbox,
+                id,
+                workers: Arc::clone(&handle.workers),
+                roster: Arc::clone(&handle.roster),
+                resolver: resolver.clone(),
+                runtime: handle.runtime.clone(),
+                capture: capture.clone(),
+                default_guest: config.dhcp_start,
+                origin,
+            })
+            .map_err(Error::io("cannot poll an eventfd"))?;
+            let end = End(Arc::clone(&ended_sender));
+            let thread = thread::Builder::new().name(format!("usernet-{}", id.0)).spawn(move || {
+                let _end = end;
+                worker.run();
+            });
+            network.workers.push(thread.map_err(Error::io("cannot start a worker thread"))?);
+        }
         for (rule, listener) in listeners {
             network.handle.add_listener(rule, listener)?;
         }
@@ -164,8 +200,10 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        self.handle.commands.send(Command::Shutdown);
-        for thread in [self.worker.take(), self.capture.take()].into_iter().flatten() {
+        for worker in &*self.handle.workers {
+            worker.send(Command::Shutdown);
+        }
+        for thread in self.workers.drain(..).chain(self.capture.take()) {
             // It has told why, if it panicked.
             let _ = thread.join();
         }
@@ -176,6 +214,21 @@ impl Drop for Network {
             let _ = control.join();
         }
     }
+}
+
+/// Says that a worker has ended, when it does, by a panic too.
+struct End(Arc<watch::Sender<bool>>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// As many workers as there are processors, while that is not more than guests are likely to use.
+fn default_workers() -> u16 {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(processors).unwrap_or(u16::MAX).min(8)
 }
 
 /// Starts the thread that runs the control plane: DNS, and what the embedder adds.
@@ -241,6 +294,10 @@ fn guest_config(config: &Config) -> GuestConfig {
     }
 }
 
+fn no_guest(port: u32) -> Error {
+    Error::NotFound(format!("there is no guest on port {port}; `usernet ctl ports` lists them"))
+}
+
 impl Handle {
     /// The control plane's tokio runtime, for tasks of the embedder's own.
     pub fn runtime(&self) -> &runtime::Handle {
@@ -252,8 +309,31 @@ impl Handle {
     /// # Errors
     /// The link cannot be polled, or the network has been shut down.
     pub fn attach(&self, link: Link, name: &str) -> Result<u32, Error> {
-        let (link, name) = (Box::new(link), name.to_owned());
-        self.ask(|reply| Command::Attach { link, name, reply })?
+        self.attach_queues(vec![link], name)
+    }
+
+    /// Plugs a guest in that has several queues, each a link. Each goes to a worker of its own. Returns
+    /// its port.
+    ///
+    /// # Errors
+    /// There are more queues than workers, a link cannot be polled, or the network has been shut down.
+    pub fn attach_queues(&self, links: Vec<Link>, name: &str) -> Result<u32, Error> {
+        let queues = links.len();
+        let (port, workers) = self
+            .roster
+            .add(queues)
+            .ok_or_else(|| Error::TooManyQueues { queues, workers: self.workers.len() })?;
+        for (link, worker) in links.into_iter().zip(&workers) {
+            let (link, name) = (Box::new(link), name.to_owned());
+            let attached =
+                self.ask(*worker, |reply| Command::Attach { port, link, queues, name, reply }).flatten();
+            if let Err(error) = attached {
+                // What was attached before it goes again.
+                let _ = self.detach(port.0);
+                return Err(error);
+            }
+        }
+        Ok(port.0)
     }
 
     /// Unplugs a guest.
@@ -261,23 +341,25 @@ impl Handle {
     /// # Errors
     /// There is no such guest.
     pub fn detach(&self, port: u32) -> Result<(), Error> {
-        let there = self.ask(|reply| Command::Detach { port, reply })?;
-        there.then_some(()).ok_or_else(|| {
-            Error::NotFound(format!("there is no guest on port {port}; `usernet ctl ports` lists them"))
-        })
+        let workers = self.roster.remove(PortId(port));
+        for worker in workers.iter().filter_map(|worker| self.workers.get(*worker)) {
+            worker.send(Command::Detach { port: PortId(port), reason: "detached".to_owned() });
+        }
+        if workers.is_empty() { Err(no_guest(port)) } else { Ok(()) }
     }
 
     /// Completes when the guest's link has ended, with the reason.
     pub async fn detached(&self, port: u32) -> String {
         let (reply, ended) = oneshot::channel();
-        self.commands.send(Command::Watch { port, reply });
+        let Some(worker) = self.home(port) else { return "the link is gone".to_owned() };
+        self.send(worker, Command::Watch { port: PortId(port), reply });
         ended.await.unwrap_or_else(|_| Error::Shutdown.to_string())
     }
 
-    /// Completes when the network serves no more: it was shut down, or its worker has failed.
+    /// Completes when the network serves no more: it was shut down, or a worker has failed.
     pub async fn ended(&self) {
-        let mut worker = self.worker.clone();
-        while worker.changed().await.is_ok() {}
+        // The sender goes with the workers.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
     /// Gives a lease to a guest that will not ask by DHCP, for as long as it is there.
@@ -286,7 +368,9 @@ impl Handle {
     /// There is no such guest, or no address is left for it.
     pub fn lease(&self, port: u32, mac: [u8; 6], hostname: Option<&str>) -> Result<GuestConfig, Error> {
         let hostname = hostname.map(str::to_owned);
-        let address = self.ask(|reply| Command::Lease { port, mac, hostname, reply })?;
+        let worker = self.home(port).ok_or_else(|| no_guest(port))?;
+        let id = PortId(port);
+        let address = self.ask(worker, |reply| Command::Lease { port: id, mac, hostname, reply })?;
         let none = || Error::NotFound(format!("no address is left for a guest on port {port}"));
         Ok(GuestConfig { address: address.ok_or_else(none)?, ..self.guest.clone() })
     }
@@ -300,7 +384,14 @@ impl Handle {
     }
 
     fn add_listener(&self, rule: ForwardRule, listener: Listener) -> Result<ForwardInfo, Error> {
-        self.ask(|reply| Command::AddForward { rule, listener, reply })?
+        let replies_by = listener.replies_by();
+        let info = self.ask(FIRST, |reply| Command::AddForward { rule, listener, reply })??;
+        for worker in 1..self.workers.len() {
+            if let Some(end) = &replies_by {
+                self.send(worker, Command::ShareForward { id: info.id, end: Arc::clone(end) });
+            }
+        }
+        Ok(info)
     }
 
     /// Ends a forward; connections that it accepted go on.
@@ -308,8 +399,8 @@ impl Handle {
     /// # Errors
     /// There is no such forward.
     pub fn remove_forward(&self, id: u32) -> Result<(), Error> {
-        let there = self.ask(|reply| Command::RemoveForward { id, reply })?;
-        there.then_some(()).ok_or_else(|| {
+        let there = self.ask_all(|reply| Command::RemoveForward { id, reply })?;
+        there.contains(&true).then_some(()).ok_or_else(|| {
             Error::NotFound(format!("there is no forward {id}; `usernet ctl forwards` lists them"))
         })
     }
@@ -319,7 +410,14 @@ impl Handle {
     /// # Errors
     /// The network has been shut down.
     pub fn ports(&self) -> Result<Vec<PortInfo>, Error> {
-        self.ask(Command::Ports)
+        let mut ports: BTreeMap<u32, PortInfo> = BTreeMap::new();
+        for queue in self.ask_all(Command::Ports)?.into_iter().flatten() {
+            match ports.get_mut(&queue.port) {
+                Some(port) => port.add(&queue),
+                None => drop(ports.insert(queue.port, queue)),
+            }
+        }
+        Ok(ports.into_values().collect())
     }
 
     /// The leases.
@@ -327,7 +425,7 @@ impl Handle {
     /// # Errors
     /// The network has been shut down.
     pub fn leases(&self) -> Result<Vec<LeaseInfo>, Error> {
-        self.ask(Command::Leases)
+        self.ask(FIRST, Command::Leases)
     }
 
     /// The flows.
@@ -335,7 +433,7 @@ impl Handle {
     /// # Errors
     /// The network has been shut down.
     pub fn flows(&self) -> Result<Vec<FlowInfo>, Error> {
-        self.ask(Command::Flows)
+        Ok(self.ask_all(Command::Flows)?.concat())
     }
 
     /// The forwards.
@@ -343,7 +441,7 @@ impl Handle {
     /// # Errors
     /// The network has been shut down.
     pub fn forwards(&self) -> Result<Vec<ForwardInfo>, Error> {
-        self.ask(Command::Forwards)
+        self.ask(FIRST, Command::Forwards)
     }
 
     /// Why frames were dropped, of all guests together, those that went included.
@@ -351,20 +449,40 @@ impl Handle {
     /// # Errors
     /// The network has been shut down.
     pub fn drops(&self) -> Result<Vec<DropInfo>, Error> {
-        self.ask(Command::Drops)
+        let mut drops: Vec<DropInfo> = Vec::new();
+        for drop in self.ask_all(Command::Drops)?.into_iter().flatten() {
+            match drops.iter_mut().find(|other| other.reason == drop.reason) {
+                Some(other) => other.count += drop.count,
+                None => drops.push(drop),
+            }
+        }
+        Ok(drops)
     }
 
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Error> {
+    /// The worker that has a guest's first queue.
+    fn home(&self, port: u32) -> Option<usize> {
+        self.roster.of(PortId(port)).first().copied()
+    }
+
+    fn send(&self, worker: usize, command: Command) -> bool {
+        self.workers.get(worker).is_some_and(|worker| worker.send(command))
+    }
+
+    fn ask<T>(&self, worker: usize, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = sync_channel(1);
-        if !self.commands.send(command(reply)) {
+        if !self.send(worker, command(reply)) {
             return Err(Error::Shutdown);
         }
         answer.recv().map_err(|_| Error::Shutdown)
     }
 
-    /// Keeps the worker's list of the host's own addresses true.
+    fn ask_all<T>(&self, command: impl Fn(SyncSender<T>) -> Command) -> Result<Vec<T>, Error> {
+        (0..self.workers.len()).map(|worker| self.ask(worker, &command)).collect()
+    }
+
+    /// Keeps the workers' list of the host's own addresses true.
     fn follow_host_addresses(&self) {
-        let commands = self.commands.clone();
+        let workers = Arc::clone(&self.workers);
         self.runtime.spawn(async move {
             let mut known: Vec<IpAddr> = Vec::new();
             let mut interval = tokio::time::interval(HOST_ADDRESSES);
@@ -374,7 +492,8 @@ impl Handle {
                 let Ok(addresses) = usernet_host::addresses() else { continue };
                 if addresses != known {
                     known.clone_from(&addresses);
-                    if !commands.send(Command::HostAddresses(addresses)) {
+                    let told = |worker: &Commands| worker.send(Command::HostAddresses(addresses.clone()));
+                    if !workers.iter().all(told) {
                         return;
                     }
                 }

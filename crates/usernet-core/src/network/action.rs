@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::drops::DropReason;
 use crate::offload::Offload;
-use crate::port::PortId;
+use crate::port::{PortId, WorkerId};
 use crate::table::{Endpoint, FlowId};
 use crate::tcp::SeqNumber;
 use crate::wire::{Headers, MacAddr};
@@ -78,8 +78,10 @@ pub enum Verdict {
     },
     /// Hand the frame as it is to one other guest.
     Relay(PortId),
-    /// Hand the frame as it is to all other guests.
-    Flood,
+    /// Hand the frame as it is to these guests.
+    Flood(Vec<PortId>),
+    /// Hand the frame to another worker, which has its flow.
+    HandOver(WorkerId),
     /// Nothing; the reason has been counted.
     Dropped(DropReason),
 }
@@ -147,6 +149,20 @@ pub enum Output {
     },
     /// Close the socket of a UDP or ping flow, which is no more.
     Close(FlowId),
+    /// Hand the host end of a TCP flow over to another worker, which has its guest, as a connection that
+    /// was just accepted. The flow is no more.
+    Rehome {
+        /// The flow.
+        flow: FlowId,
+        /// The worker.
+        to: WorkerId,
+        /// The guest's end.
+        guest: Endpoint,
+        /// The host's peer.
+        peer: Endpoint,
+    },
+    /// Tell the other workers that an address has been found: [`super::Network::found`].
+    Found(IpAddr),
     /// The leases are others than before.
     LeasesChanged,
     /// Two guests were given one MAC address.

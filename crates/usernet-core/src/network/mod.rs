@@ -8,20 +8,20 @@
 mod action;
 mod config;
 mod ping;
+mod shared;
 mod switch;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod udp;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 
 pub use action::{DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
 pub use config::{Config, Limits};
 pub use ping::PingFlow;
-pub use switch::Port;
 pub use tcp::TcpEntry;
 pub use udp::{UdpFlow, UdpKind};
 
@@ -29,7 +29,7 @@ use crate::dhcp;
 use crate::drops::{DropReason, Drops};
 use crate::frame::FrameBytes;
 use crate::offload::Offload;
-use crate::port::PortId;
+use crate::port::{PortId, WorkerId};
 use crate::table::{Entry, FlowId, FlowKind, FlowTable};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
@@ -38,7 +38,8 @@ use crate::wire::{
     IpHeader, MacAddr, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP,
 };
 use config::{Place, gateway_mac};
-use switch::{Neighbour, Switch};
+use shared::Shared;
+use switch::Neighbour;
 
 /// Headers are copied once, at most this many bytes: guest memory can change under us. Ethernet, an
 /// IPv4 and a TCP header with all options take 134; what is left is quoted in ICMP errors.
@@ -48,12 +49,12 @@ const MAX_DHCP_LEN: usize = 2048;
 /// The port of flows whose guest has not been found yet.
 const NOWHERE: PortId = PortId(u32::MAX);
 
-/// A network: sans-IO, for one driver.
+/// A network, or one worker's part of it: sans-IO, for one driver.
 pub struct Network {
     config: Config,
     mac: MacAddr,
-    switch: Switch,
-    dhcp: dhcp::Server,
+    shared: Shared,
+    ports: BTreeMap<PortId, Port>,
     tcp: FlowTable<TcpEntry>,
     udp: FlowTable<UdpFlow>,
     ping: FlowTable<PingFlow>,
@@ -62,6 +63,34 @@ pub struct Network {
     outputs: VecDeque<Output>,
     /// TCP flows whose outputs are to be drained.
     dirty: VecDeque<FlowId>,
+}
+
+/// What the network counts of a guest, and how much of what is bounded it holds.
+#[derive(Clone, Debug, Default)]
+pub struct Port {
+    queues: usize,
+    /// Frames from the guest.
+    pub rx_frames: u64,
+    /// Bytes from the guest.
+    pub rx_bytes: u64,
+    /// Why frames were dropped.
+    pub drops: Drops,
+    /// Frames for the guest wait in its link's buffer.
+    busy: bool,
+    connecting: usize,
+    kept: u32,
+    dns: usize,
+    dns_streams: usize,
+    /// Whom its last frame was from: that need not be learnt again.
+    seen: Option<Seen>,
+}
+
+/// What was learnt from a frame, and the epoch of [`Shared`] in which it holds.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    epoch: u64,
+    mac: MacAddr,
+    addr: Option<IpAddr>,
 }
 
 /// A guest's packet on its way through the network.
@@ -94,14 +123,26 @@ impl Packet<'_> {
 impl Network {
     /// A network without guests.
     pub fn new(config: Config) -> Self {
+        let shared = Shared::own(&config);
+        Self::with(config, shared)
+    }
+
+    /// A network without guests, in one part for each of `workers`. A guest's flows stay with the worker
+    /// that saw them begin; what the parts hand to one another is in [`Verdict::HandOver`],
+    /// [`Output::Rehome`] and [`Output::Found`], and each answers with frames for guests of all.
+    pub fn split(config: &Config, workers: u16) -> Vec<Self> {
+        Shared::among(config, workers).map(|shared| Self::with(config.clone(), shared)).collect()
+    }
+
+    fn with(config: Config, shared: Shared) -> Self {
         let seed = config.seed;
         Self {
             mac: gateway_mac(config.gateway),
-            switch: Switch::default(),
-            dhcp: dhcp::Server::new(config.dhcp.clone()),
-            tcp: FlowTable::new(FlowKind::Tcp, seed),
-            udp: FlowTable::new(FlowKind::Udp, seed),
-            ping: FlowTable::new(FlowKind::Ping, seed),
+            ports: BTreeMap::new(),
+            tcp: FlowTable::new(FlowKind::Tcp, seed, shared.owners()),
+            udp: FlowTable::new(FlowKind::Udp, seed, shared.owners()),
+            ping: FlowTable::new(FlowKind::Ping, seed, shared.owners()),
+            shared,
             wheel: TimerWheel::default(),
             drops: Drops::default(),
             outputs: VecDeque::new(),
@@ -114,10 +155,19 @@ impl Network {
 
     /// Plugs a guest in. `port` is a number that no other guest has or had, and not `u32::MAX`.
     pub fn add_port(&mut self, port: PortId) {
-        self.switch.add(port);
+        self.add_queue(port, 1);
     }
 
-    /// Takes a guest off the network: its host peers see resets, its addresses become free.
+    /// Plugs in one of the `queues` of a guest, which has one at each of as many workers. They share its
+    /// bounds evenly; the first to be plugged in is where what comes from the host for the guest goes.
+    pub fn add_queue(&mut self, port: PortId, queues: usize) {
+        let worker = self.shared.worker;
+        self.shared.with(|registry| registry.switch.add(port, worker));
+        self.ports.insert(port, Port { queues, ..Port::default() });
+    }
+
+    /// Takes a guest off the network: its host peers see resets, its addresses become free. Each worker
+    /// that has a queue of it is to be told.
     pub fn remove_port(&mut self, port: PortId) {
         for flow in self.tcp.of_port(port) {
             if let Some(entry) = self.tcp.get_mut(flow) {
@@ -131,8 +181,11 @@ impl Network {
         for flow in self.ping.of_port(port) {
             self.close_ping(flow);
         }
-        self.dhcp.port_gone(port);
-        self.switch.remove(port);
+        self.shared.with(|registry| {
+            registry.dhcp.port_gone(port);
+            registry.switch.remove(port);
+        });
+        self.ports.remove(&port);
         self.outputs.push_back(Output::LeasesChanged);
     }
 
@@ -147,19 +200,36 @@ impl Network {
         hostname: Option<&str>,
         now: Instant,
     ) -> Result<Ipv4Addr, DropReason> {
-        let grant = self.dhcp.lease(port, mac.0, hostname, now)?;
+        let grant = self.shared.with(|registry| registry.dhcp.lease(port, mac.0, hostname, now))?;
         self.granted(port, mac, grant);
         Ok(grant.address)
     }
 
-    /// The leases that have not run out.
-    pub fn leases(&self, now: Instant) -> impl Iterator<Item = &dhcp::Lease> {
-        self.dhcp.leases(now)
+    /// The leases that have not run out, of all workers' guests.
+    pub fn leases(&mut self, now: Instant) -> Vec<dhcp::Lease> {
+        self.shared.with(|registry| registry.dhcp.leases(now).cloned().collect())
     }
 
-    /// The guests.
+    /// The guests of this worker.
     pub fn ports(&self) -> impl Iterator<Item = (PortId, &Port)> {
-        self.switch.ports.iter().map(|(id, port)| (*id, port))
+        self.ports.iter().map(|(id, port)| (*id, port))
+    }
+
+    /// The worker that has the guest on `port`.
+    pub fn home(&mut self, port: PortId) -> Option<WorkerId> {
+        self.shared.with(|registry| registry.switch.home(port))
+    }
+
+    /// The other worker that has the guest with this address, to which what came for it is to be handed.
+    pub fn elsewhere(&mut self, addr: IpAddr) -> Option<WorkerId> {
+        if self.shared.is_alone() {
+            return None;
+        }
+        let home = self.shared.with(|registry| {
+            let at = registry.switch.neighbour(addr)?;
+            registry.switch.home(at.port)
+        });
+        home.filter(|home| *home != self.shared.worker)
     }
 
     /// The drops of all guests, those that went included.
@@ -200,7 +270,7 @@ impl Network {
     /// Tells whether frames for a guest wait in its link's buffer, which the guest does not empty. No
     /// retransmission is due meanwhile.
     pub fn set_link_busy(&mut self, port: PortId, busy: bool) {
-        if let Some(port) = self.switch.ports.get_mut(&port) {
+        if let Some(port) = self.ports.get_mut(&port) {
             port.busy = busy;
         }
     }
@@ -208,16 +278,26 @@ impl Network {
     /// Counts a drop that the driver has to report.
     pub fn count_drop(&mut self, port: PortId, reason: DropReason) {
         self.drops.count(reason);
-        if let Some(port) = self.switch.ports.get_mut(&port) {
+        if let Some(port) = self.ports.get_mut(&port) {
             port.drops.count(reason);
         }
+    }
+
+    /// Counts a drop of something that no guest has to answer for.
+    pub fn count_lost(&mut self, reason: DropReason) {
+        self.drops.count(reason);
+    }
+
+    /// This worker's share of what a guest may hold.
+    fn share(&self, port: PortId, limit: usize) -> usize {
+        self.ports.get(&port).map_or(limit, |entry| limit.div_ceil(entry.queues.max(1)))
     }
 
     // --- frames ------------------------------------------------------------------------------
 
     /// Decides on a frame that came from a guest.
     pub fn handle_frame<F: FrameBytes + ?Sized>(&mut self, port: PortId, frame: &F, now: Instant) -> Verdict {
-        if let Some(port) = self.switch.ports.get_mut(&port) {
+        if let Some(port) = self.ports.get_mut(&port) {
             port.rx_frames += 1;
             port.rx_bytes += frame.len() as u64;
         }
@@ -243,11 +323,11 @@ impl Network {
         if ethernet.src.is_multicast() || ethernet.src == self.mac {
             return Err(DropReason::SourceMac);
         }
-        self.switch.learn_mac(port, ethernet.src, &self.config.limits);
+        self.learn_mac(port, ethernet.src);
         let ours = ethernet.dst == self.mac;
         if !ours && !ethernet.dst.is_multicast() {
             self.check_sender(port, ethernet.ethertype, rest)?;
-            return match self.switch.port_of(ethernet.dst) {
+            return match self.shared.with(|registry| registry.switch.port_of(ethernet.dst)) {
                 Some(to) if to != port => Ok(Verdict::Relay(to)),
                 _ => Err(DropReason::UnknownMac),
             };
@@ -268,18 +348,18 @@ impl Network {
                 };
                 self.handle_ip(&packet, frame, ours, now)
             }
-            _ if !ours => self.flood(DropReason::EtherType),
+            _ if !ours => self.flood(port, DropReason::EtherType),
             _ => Err(DropReason::EtherType),
         }?;
         // What is said to us is not asked for a name: each of two guests with one address is served.
-        if let Verdict::Flood = verdict {
+        if let Verdict::Flood(_) = verdict {
             self.check_sender(port, ethernet.ethertype, rest)?;
         }
         Ok(verdict)
     }
 
     /// What one guest says to others may be said in its own name only.
-    fn check_sender(&self, port: PortId, ethertype: u16, bytes: &[u8]) -> Result<(), DropReason> {
+    fn check_sender(&mut self, port: PortId, ethertype: u16, bytes: &[u8]) -> Result<(), DropReason> {
         let sender = match ethertype {
             ETHERTYPE_ARP => IpAddr::V4(Arp::parse(bytes)?.sender),
             ETHERTYPE_IPV4 => IpHeader::source_v4(bytes).ok_or(DropReason::IpHeader)?,
@@ -287,13 +367,16 @@ impl Network {
             ETHERTYPE_IPV6 => return Err(DropReason::EtherType),
             _ => return Ok(()),
         };
-        let of_another = self.switch.neighbour(sender).is_some_and(|at| at.port != port);
+        let known = self.shared.with(|registry| registry.switch.neighbour(sender));
+        let of_another = known.is_some_and(|at| at.port != port);
         if self.config.is_ours(sender) || of_another { Err(DropReason::SourceAddress) } else { Ok(()) }
     }
 
     /// What goes to a group goes to the other guests; with none, it is dropped for `reason`.
-    fn flood(&self, reason: DropReason) -> Result<Verdict, DropReason> {
-        if self.switch.ports.len() > 1 { Ok(Verdict::Flood) } else { Err(reason) }
+    fn flood(&mut self, from: PortId, reason: DropReason) -> Result<Verdict, DropReason> {
+        let others: Vec<PortId> =
+            self.shared.with(|registry| registry.switch.ports().filter(|port| *port != from).collect());
+        if others.is_empty() { Err(reason) } else { Ok(Verdict::Flood(others)) }
     }
 
     fn handle_arp(&mut self, port: PortId, bytes: &[u8], ours: bool) -> Result<Verdict, DropReason> {
@@ -307,7 +390,7 @@ impl Network {
             self.send_frame(port, reply.frame(arp.sender_mac));
             return Ok(Verdict::Done);
         }
-        if ours { Ok(Verdict::Done) } else { self.flood(DropReason::NoSuchGuest).or(Ok(Verdict::Done)) }
+        if ours { Ok(Verdict::Done) } else { self.flood(port, DropReason::NoSuchGuest).or(Ok(Verdict::Done)) }
     }
 
     fn handle_ip<F: FrameBytes + ?Sized>(
@@ -329,9 +412,9 @@ impl Network {
         }
         let place = self.config.place(packet.ip.dst);
         if place == Place::Group || !ours {
-            return self.flood(DropReason::Multicast);
+            return self.flood(packet.port, DropReason::Multicast);
         }
-        self.learn_address(src, Neighbour { port: packet.port, mac: packet.mac });
+        self.note_sender(packet);
         if place == Place::Forbidden {
             return Err(DropReason::ForbiddenDestination);
         }
@@ -357,7 +440,7 @@ impl Network {
         let mut message = vec![0; payload.len().min(MAX_DHCP_LEN)];
         let len = frame.copy_to(payload.start, &mut message);
         message.truncate(len);
-        let reply = self.dhcp.handle(packet.port, &message, now)?;
+        let reply = self.shared.with(|registry| registry.dhcp.handle(packet.port, &message, now))?;
         let Some(reply) = reply else {
             self.outputs.push_back(Output::LeasesChanged);
             return Ok(Verdict::Done);
@@ -375,29 +458,62 @@ impl Network {
 
     fn granted(&mut self, port: PortId, mac: MacAddr, grant: dhcp::Grant) {
         let addr = IpAddr::V4(grant.address);
-        self.switch.assign_address(addr, Neighbour { port, mac });
-        if grant.mac_also_on.is_none() {
-            self.switch.assign_mac(port, mac);
-        }
-        self.resolved(addr);
+        // Once a guest: it may ask as often as it likes.
+        let conflict = self.shared.with(|registry| {
+            registry.switch.assign_address(addr, Neighbour { port, mac });
+            if grant.mac_also_on.is_none() {
+                registry.switch.assign_mac(port, mac);
+            }
+            grant.mac_also_on.filter(|_| registry.switch.tell_conflict(port))
+        });
+        self.announce(addr);
         if !grant.renewed {
             self.outputs.push_back(Output::LeasesChanged);
         }
-        // Once a guest: it may ask as often as it likes.
-        if let Some(other) = grant.mac_also_on
-            && let Some(entry) = self.switch.ports.get_mut(&port)
-            && !std::mem::replace(&mut entry.conflict_told, true)
-        {
+        if let Some(other) = conflict {
             self.outputs.push_back(Output::MacConflict { port, other, mac });
         }
     }
 
+    fn learn_mac(&mut self, port: PortId, mac: MacAddr) {
+        let epoch = self.shared.epoch();
+        let Some(entry) = self.ports.get_mut(&port) else { return };
+        if entry.seen.is_some_and(|seen| seen.epoch == epoch && seen.mac == mac) {
+            return;
+        }
+        entry.seen = Some(Seen { epoch, mac, addr: None });
+        self.shared.with(|registry| registry.switch.learn_mac(port, mac, &self.config.limits));
+    }
+
+    /// Learns the source address of a packet to us.
+    fn note_sender(&mut self, packet: &Packet<'_>) {
+        let src = packet.ip.src;
+        let seen = self.ports.get_mut(&packet.port).and_then(|port| port.seen.as_mut());
+        let Some(seen) = seen.filter(|seen| seen.addr != Some(src)) else { return };
+        seen.addr = Some(src);
+        self.learn_address(src, Neighbour { port: packet.port, mac: packet.mac });
+    }
+
     fn learn_address(&mut self, addr: IpAddr, at: Neighbour) {
-        if self.switch.learn_address(addr, at, &self.config.limits) {
-            if let IpAddr::V4(addr) = addr {
-                self.dhcp.note_use(at.port, at.mac.0, addr);
+        let learnt = self.shared.with(|registry| {
+            let learnt = registry.switch.learn_address(addr, at, &self.config.limits);
+            if let IpAddr::V4(addr) = addr
+                && learnt
+            {
+                registry.dhcp.note_use(at.port, at.mac.0, addr);
             }
-            self.resolved(addr);
+            learnt
+        });
+        if learnt {
+            self.announce(addr);
+        }
+    }
+
+    /// Says that an address has been found.
+    fn announce(&mut self, addr: IpAddr) {
+        self.found(addr);
+        if !self.shared.is_alone() {
+            self.outputs.push_back(Output::Found(addr));
         }
     }
 
@@ -405,7 +521,7 @@ impl Network {
     fn ask_for(&mut self, addr: IpAddr) {
         let IpAddr::V4(target) = addr else { return };
         let request = Arp { request: true, sender_mac: self.mac, sender: self.config.gateway, target };
-        let ports: Vec<PortId> = self.switch.ports.keys().copied().collect();
+        let ports: Vec<PortId> = self.shared.with(|registry| registry.switch.ports().collect());
         for port in ports {
             self.send_frame(port, request.frame(MacAddr::BROADCAST));
         }

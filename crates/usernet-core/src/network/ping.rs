@@ -87,6 +87,7 @@ impl Network {
         let key = FlowKey { port: packet.port, guest, peer: None };
         let flow = match self.ping.find(&key) {
             Some(flow) => flow,
+            None if let Some(worker) = self.ping.elsewhere(&key) => return Ok(Verdict::HandOver(worker)),
             None => self.insert_ping(key, packet, now),
         };
         self.ping.touch(flow);
@@ -104,7 +105,7 @@ impl Network {
     }
 
     fn insert_ping(&mut self, key: FlowKey, packet: &Packet<'_>, now: Instant) -> FlowId {
-        if self.ping.count(&key) >= self.config.limits.ping
+        if self.ping.count(&key) >= self.share(key.port, self.config.limits.ping)
             && let Some(oldest) = self.ping.oldest(&key)
         {
             self.count_drop(key.port, DropReason::FlowLimit);

@@ -6,29 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::Limits;
-use crate::drops::Drops;
-use crate::port::PortId;
+use crate::port::{PortId, WorkerId};
 use crate::wire::MacAddr;
-
-/// What the network counts of a guest, and how much of what is bounded it holds.
-#[derive(Clone, Debug, Default)]
-pub struct Port {
-    /// Frames from the guest.
-    pub rx_frames: u64,
-    /// Bytes from the guest.
-    pub rx_bytes: u64,
-    /// Why frames were dropped.
-    pub drops: Drops,
-    /// Frames for the guest wait in its link's buffer.
-    pub(super) busy: bool,
-    pub(super) connecting: usize,
-    pub(super) kept: u32,
-    pub(super) dns: usize,
-    pub(super) dns_streams: usize,
-    pub(super) conflict_told: bool,
-    macs: usize,
-    addresses: usize,
-}
 
 /// Where an IP address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,28 +18,57 @@ pub(super) struct Neighbour {
 
 #[derive(Debug, Default)]
 pub(super) struct Switch {
-    pub(super) ports: BTreeMap<PortId, Port>,
+    ports: BTreeMap<PortId, Member>,
     macs: HashMap<MacAddr, PortId>,
     neighbours: HashMap<IpAddr, Neighbour>,
+    /// Changes when an address gets another owner.
+    pub(super) epoch: u64,
+}
+
+/// A port, and how many addresses are known of it.
+#[derive(Debug)]
+struct Member {
+    home: WorkerId,
+    macs: usize,
+    addresses: usize,
+    conflict_told: bool,
 }
 
 impl Switch {
-    pub(super) fn add(&mut self, port: PortId) {
-        self.ports.insert(port, Port::default());
+    /// Adds a port, or another queue of one: its home is where its first queue is.
+    pub(super) fn add(&mut self, port: PortId, home: WorkerId) {
+        let member = Member { home, macs: 0, addresses: 0, conflict_told: false };
+        self.ports.entry(port).or_insert(member);
     }
 
     pub(super) fn remove(&mut self, port: PortId) {
         self.ports.remove(&port);
         self.macs.retain(|_, at| *at != port);
         self.neighbours.retain(|_, at| at.port != port);
+        self.epoch += 1;
+    }
+
+    /// All ports.
+    pub(super) fn ports(&self) -> impl ExactSizeIterator<Item = PortId> {
+        self.ports.keys().copied()
+    }
+
+    /// The worker that has a port's first queue.
+    pub(super) fn home(&self, port: PortId) -> Option<WorkerId> {
+        self.ports.get(&port).map(|member| member.home)
+    }
+
+    /// Whether nobody was told yet that a port's MAC address is another's too.
+    pub(super) fn tell_conflict(&mut self, port: PortId) -> bool {
+        self.ports.get_mut(&port).is_some_and(|member| !std::mem::replace(&mut member.conflict_told, true))
     }
 
     pub(super) fn learn_mac(&mut self, port: PortId, mac: MacAddr, limits: &Limits) {
-        if let Some(entry) = self.ports.get_mut(&port)
-            && entry.macs < limits.macs
+        if let Some(member) = self.ports.get_mut(&port)
+            && member.macs < limits.macs
             && !self.macs.contains_key(&mac)
         {
-            entry.macs += 1;
+            member.macs += 1;
             self.macs.insert(mac, port);
         }
     }
@@ -68,11 +76,15 @@ impl Switch {
     /// A lease says whose a MAC address is, whoever was first to use it.
     pub(super) fn assign_mac(&mut self, port: PortId, mac: MacAddr) {
         let old = self.macs.insert(mac, port);
+        if old == Some(port) {
+            return;
+        }
         for (port, step) in old.map(|old| (old, -1)).into_iter().chain([(port, 1)]) {
-            if let Some(entry) = self.ports.get_mut(&port) {
-                entry.macs = entry.macs.saturating_add_signed(step);
+            if let Some(member) = self.ports.get_mut(&port) {
+                member.macs = member.macs.saturating_add_signed(step);
             }
         }
+        self.epoch += 1;
     }
 
     pub(super) fn port_of(&self, mac: MacAddr) -> Option<PortId> {
@@ -88,11 +100,11 @@ impl Switch {
             }
             Some(_) => false,
             None => {
-                let Some(port) = self.ports.get_mut(&at.port).filter(|p| p.addresses < limits.addresses)
+                let Some(member) = self.ports.get_mut(&at.port).filter(|m| m.addresses < limits.addresses)
                 else {
                     return false;
                 };
-                port.addresses += 1;
+                member.addresses += 1;
                 self.neighbours.insert(addr, at);
                 true
             }
@@ -101,14 +113,17 @@ impl Switch {
 
     /// A lease says who an address belongs to, whatever was learnt before.
     pub(super) fn assign_address(&mut self, addr: IpAddr, at: Neighbour) {
-        if let Some(old) = self.neighbours.insert(addr, at)
-            && let Some(port) = self.ports.get_mut(&old.port)
-        {
-            port.addresses = port.addresses.saturating_sub(1);
+        let old = self.neighbours.insert(addr, at);
+        if old == Some(at) {
+            return;
         }
-        if let Some(port) = self.ports.get_mut(&at.port) {
-            port.addresses += 1;
+        if let Some(member) = old.and_then(|old| self.ports.get_mut(&old.port)) {
+            member.addresses = member.addresses.saturating_sub(1);
         }
+        if let Some(member) = self.ports.get_mut(&at.port) {
+            member.addresses += 1;
+        }
+        self.epoch += 1;
     }
 
     pub(super) fn neighbour(&self, addr: IpAddr) -> Option<Neighbour> {

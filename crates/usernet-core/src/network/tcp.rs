@@ -53,11 +53,19 @@ impl Network {
             self.forget_tcp(flow);
             found = None;
         }
-        let Some(flow) = found else { return self.begin_tcp(packet, &seg, len, key, place, now) };
+        let Some(flow) = found else {
+            return match self.tcp.elsewhere(&key) {
+                Some(worker) => Ok(Verdict::HandOver(worker)),
+                None => self.begin_tcp(packet, &seg, len, key, place, now),
+            };
+        };
         let entry = self.tcp.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.mac = packet.mac;
-        let kept = self.switch.ports.get(&packet.port).map_or(0, |port| port.kept);
-        entry.flow.tcp.set_keep_room(self.config.limits.kept.saturating_sub(kept));
+        let keep_room = self.ports.get(&packet.port).map_or(0, |port| {
+            let share = self.config.limits.kept / u32::try_from(port.queues).unwrap_or(u32::MAX).max(1);
+            share.saturating_sub(port.kept)
+        });
+        entry.flow.tcp.set_keep_room(keep_room);
         let accept = entry.flow.tcp.handle_segment(&seg, len, now);
         self.count_kept(flow);
         self.mark_dirty(flow);
@@ -91,8 +99,8 @@ impl Network {
         let target = match place {
             Place::Gateway | Place::Outside => Target::Host(peer),
             Place::Dns if seg.dst_port == 53 => {
-                let limit = self.config.limits.dns_streams;
-                if self.switch.ports.get(&packet.port).is_none_or(|port| port.dns_streams >= limit) {
+                let limit = self.share(packet.port, self.config.limits.dns_streams);
+                if self.ports.get(&packet.port).is_none_or(|port| port.dns_streams >= limit) {
                     self.refuse(packet, seg, len);
                     return Err(DropReason::DnsLimit);
                 }
@@ -114,8 +122,8 @@ impl Network {
             self.refuse(packet, seg, len);
             return Err(DropReason::FlowLimit);
         }
-        let limit = self.config.limits.connecting;
-        let port = self.switch.ports.get_mut(&packet.port).ok_or(DropReason::NoFlow)?;
+        let limit = self.share(packet.port, self.config.limits.connecting);
+        let port = self.ports.get_mut(&packet.port).ok_or(DropReason::NoFlow)?;
         if port.connecting >= limit {
             return Err(DropReason::PendingLimit);
         }
@@ -131,7 +139,7 @@ impl Network {
     /// Makes a flow to a guest for a connection that was accepted on the host. `guest` may not be
     /// there yet: its SYN is sent again for about a minute. Returns `None` when no bound has room.
     pub fn accept_tcp(&mut self, guest: Endpoint, peer: SocketAddr, now: Instant) -> Option<FlowId> {
-        let at = self.switch.neighbour(guest.addr);
+        let at = self.shared.with(|registry| registry.switch.neighbour(guest.addr));
         let (port, mac) = at.map_or((NOWHERE, MacAddr::BROADCAST), |at| (at.port, at.mac));
         let mut peer = Endpoint { addr: self.guest_view(peer.ip()), port: peer.port() };
         let key = |peer| FlowKey { port, guest, peer: Some(peer) };
@@ -155,7 +163,7 @@ impl Network {
 
     /// Whether there is room for one more flow of `key`'s port.
     fn make_tcp_room(&mut self, key: &FlowKey) -> bool {
-        if self.tcp.count(key) < self.config.limits.tcp {
+        if self.tcp.count(key) < self.share(key.port, self.config.limits.tcp) {
             return true;
         }
         let oldest = self.tcp.oldest(key);
@@ -203,7 +211,7 @@ impl Network {
     pub(super) fn tcp_timeout(&mut self, flow: FlowId, now: Instant) {
         let Some(entry) = self.tcp.get_mut(flow) else { return };
         entry.armed = None;
-        if self.switch.ports.get(&entry.key.port).is_some_and(|port| port.busy) {
+        if self.ports.get(&entry.key.port).is_some_and(|port| port.busy) {
             entry.flow.tcp.handle_link_busy(now);
         }
         if entry.flow.tcp.poll_timeout().is_some_and(|at| at <= now) {
@@ -212,15 +220,23 @@ impl Network {
         self.mark_dirty(flow);
     }
 
-    /// The guest at `addr` has been found: connections that wait for it go on.
-    pub(super) fn resolved(&mut self, addr: IpAddr) {
-        let Some(Neighbour { port, mac }) = self.switch.neighbour(addr) else { return };
+    /// The guest at `addr` has been found: connections that wait for it go on, here or where it is.
+    pub fn found(&mut self, addr: IpAddr) {
+        let known = self.shared.with(|registry| {
+            let at = registry.switch.neighbour(addr)?;
+            Some((at, registry.switch.home(at.port)?))
+        });
+        let Some((Neighbour { port, mac }, home)) = known else { return };
         for flow in self.tcp.of_port(NOWHERE) {
             let Some(key) = self.tcp.get(flow).map(|e| e.key).filter(|key| key.guest.addr == addr) else {
                 continue;
             };
             let found = FlowKey { port, ..key };
-            if self.tcp.find(&found).is_some() || !self.make_tcp_room(&found) {
+            if home != self.shared.worker {
+                let Some(peer) = key.peer else { continue };
+                self.forget_tcp(flow);
+                self.outputs.push_back(Output::Rehome { flow, to: home, guest: key.guest, peer });
+            } else if self.tcp.find(&found).is_some() || !self.make_tcp_room(&found) {
                 if let Some(entry) = self.tcp.get_mut(flow) {
                     entry.flow.tcp.handle_guest_gone();
                 }
@@ -252,7 +268,7 @@ impl Network {
         let output = entry.flow.tcp.poll_output(now);
         if entry.flow.connecting && !entry.flow.tcp.is_connecting() {
             entry.flow.connecting = false;
-            if let Some(port) = self.switch.ports.get_mut(&entry.key.port) {
+            if let Some(port) = self.ports.get_mut(&entry.key.port) {
                 port.connecting = port.connecting.saturating_sub(1);
             }
         }
@@ -306,7 +322,7 @@ impl Network {
     fn forget_tcp(&mut self, flow: FlowId) {
         let Some(mut entry) = self.tcp.remove(flow) else { return };
         disarm(&mut self.wheel, &mut entry);
-        let Some(port) = self.switch.ports.get_mut(&entry.key.port) else { return };
+        let Some(port) = self.ports.get_mut(&entry.key.port) else { return };
         let TcpEntry { target, connecting, kept, .. } = entry.flow;
         port.connecting = port.connecting.saturating_sub(connecting.into());
         port.dns_streams = port.dns_streams.saturating_sub((target == Some(Target::Dns)).into());
@@ -317,7 +333,7 @@ impl Network {
     fn count_kept(&mut self, flow: FlowId) {
         let Some(entry) = self.tcp.get_mut(flow) else { return };
         let before = std::mem::replace(&mut entry.flow.kept, entry.flow.tcp.kept());
-        if let Some(port) = self.switch.ports.get_mut(&entry.key.port) {
+        if let Some(port) = self.ports.get_mut(&entry.key.port) {
             port.kept = port.kept.saturating_sub(before).saturating_add(entry.flow.kept);
         }
     }
@@ -328,6 +344,8 @@ impl Network {
         if key.port == NOWHERE {
             if header.flags.contains(TcpFlags::SYN) {
                 self.ask_for(key.guest.addr);
+                // Another worker's word of it may have been lost.
+                self.found(key.guest.addr);
             }
             return None;
         }

@@ -77,7 +77,7 @@ fn a_guest_speaks_to_others_in_its_own_name_only() {
         assert!(matches!(verdict, Verdict::Dropped(DropReason::SourceAddress)), "{forged}: {verdict:?}");
     }
     let own = Ipv4Addr::new(10, 0, 2, 99);
-    assert!(matches!(network.handle_frame(PortId(2), &announce(B, own)[..], at(0)), Verdict::Flood));
+    assert!(matches!(network.handle_frame(PortId(2), &announce(B, own)[..], at(0)), Verdict::Flood(_)));
     let mut advertisement = [[0x33, 0x33, 0, 0, 0, 1], B.0].concat();
     advertisement.extend([0x86, 0xdd]);
     advertisement.extend([0; 60]);
@@ -92,15 +92,15 @@ fn a_lease_does_not_take_the_address_of_a_guest_without_one() {
     let _ = network.handle_frame(PortId(1), &announce(A, held)[..], at(0));
     let _ = network.handle_frame(PortId(2), &dhcp(B, 3, held)[..], at(1));
     drain(&mut network, at(1));
-    assert_eq!(network.leases(at(1)).count(), 0, "the request is refused");
+    assert_eq!(network.leases(at(1)).len(), 0, "the request is refused");
     let flow = network.accept_tcp(ssh(held), "192.0.2.9:1".parse().unwrap(), at(2)).unwrap();
     assert_eq!(network.port_of(flow), Some(PortId(1)));
 
     let _ = network.handle_frame(PortId(1), &dhcp(A, 3, held)[..], at(3));
-    assert_eq!(network.leases(at(3)).count(), 1, "its own guest may lease it");
+    assert_eq!(network.leases(at(3)).len(), 1, "its own guest may lease it");
     network.remove_port(PortId(1));
     let _ = network.handle_frame(PortId(2), &dhcp(B, 3, held)[..], at(4));
-    assert_eq!(network.leases(at(4)).count(), 1, "and others once that has gone");
+    assert_eq!(network.leases(at(4)).len(), 1, "and others once that has gone");
 }
 
 #[test]
@@ -166,4 +166,106 @@ fn dns_connections_are_bounded() {
     let refused =
         verdicts.by_ref().filter(|verdict| matches!(verdict, Verdict::Dropped(DropReason::DnsLimit)));
     assert_eq!(refused.count(), 12);
+}
+
+/// A frame of a TCP segment from the guest at [`FIRST`].
+fn segment(network: &Network, src_port: u16, flags: crate::wire::TcpFlags) -> Vec<u8> {
+    let ip = IpHeader {
+        src: FIRST.into(),
+        dst: Ipv4Addr::new(192, 0, 2, 1).into(),
+        protocol: PROTOCOL_TCP,
+        ttl: 64,
+        tos: 0,
+        fragment: false,
+    };
+    let header = crate::wire::TcpHeader { src_port, dst_port: 80, flags, ..Default::default() };
+    crate::wire::Headers::tcp(network.mac, A, &ip, &header, 0, 1460).to_vec()
+}
+
+/// Two workers' parts of a network with a guest that has a queue at each.
+fn split() -> (Network, Network) {
+    let parts: [Network; 2] = Network::split(&Config::default(), 2).try_into().ok().unwrap();
+    let [mut first, mut second] = parts;
+    first.add_queue(PortId(1), 2);
+    second.add_queue(PortId(1), 2);
+    (first, second)
+}
+
+#[test]
+fn strays_go_to_the_worker_that_has_their_flow() {
+    use crate::wire::TcpFlags;
+    let (mut first, mut second) = split();
+    let syn = segment(&first, 5000, TcpFlags::SYN);
+    assert!(matches!(second.handle_frame(PortId(1), &syn[..], at(0)), Verdict::Done));
+    let ack = segment(&first, 5000, TcpFlags::ACK);
+    let verdict = first.handle_frame(PortId(1), &ack[..], at(1));
+    assert!(matches!(verdict, Verdict::HandOver(WorkerId(1))), "{verdict:?}");
+    assert!(drain(&mut first, at(1)).is_empty(), "no RST: the flow lives");
+
+    second.remove_port(PortId(1));
+    drain(&mut second, at(2));
+    let verdict = first.handle_frame(PortId(1), &ack[..], at(3));
+    assert!(matches!(verdict, Verdict::Dropped(DropReason::NoFlow)), "nobody has it: {verdict:?}");
+}
+
+#[test]
+fn workers_know_of_each_others_guests() {
+    let [mut first, mut second]: [Network; 2] =
+        Network::split(&Config::default(), 2).try_into().ok().unwrap();
+    first.add_port(PortId(1));
+    second.add_port(PortId(2));
+    let address = first.lease(PortId(1), A, None, at(0)).unwrap();
+    assert_ne!(second.lease(PortId(2), B, None, at(0)).unwrap(), address, "one pool");
+    assert_eq!(second.leases(at(0)).len(), 2);
+    assert_eq!(second.elsewhere(address.into()), Some(WorkerId(0)));
+    assert_eq!(first.elsewhere(address.into()), None);
+
+    let mut frame = announce(B, Ipv4Addr::new(10, 0, 2, 16));
+    let verdict = second.handle_frame(PortId(2), &frame[..], at(1));
+    assert!(matches!(&verdict, Verdict::Flood(others) if others[..] == [PortId(1)]), "{verdict:?}");
+    frame[..6].copy_from_slice(&A.0);
+    assert!(matches!(second.handle_frame(PortId(2), &frame[..], at(1)), Verdict::Relay(PortId(1))));
+
+    first.remove_port(PortId(1));
+    assert_eq!(second.leases(at(2)).len(), 1);
+    assert_eq!(second.elsewhere(address.into()), None);
+    let verdict = second.handle_frame(PortId(2), &frame[..], at(2));
+    assert!(matches!(verdict, Verdict::Dropped(DropReason::UnknownMac)), "{verdict:?}");
+}
+
+#[test]
+fn a_connection_that_waits_for_a_guest_moves_to_the_worker_that_finds_it() {
+    let [mut first, mut second]: [Network; 2] =
+        Network::split(&Config::default(), 2).try_into().ok().unwrap();
+    second.add_port(PortId(2));
+    let peer: SocketAddr = "192.0.2.9:4000".parse().unwrap();
+    let waiting = first.accept_tcp(ssh(FIRST), peer, at(0)).unwrap();
+    drain(&mut first, at(0));
+    second.lease(PortId(2), A, None, at(1)).unwrap();
+    let told = drain(&mut second, at(1));
+    assert!(told.iter().any(|output| matches!(output, Output::Found(addr) if *addr == FIRST)), "{told:?}");
+    first.found(FIRST.into());
+    let moved = drain(&mut first, at(1));
+    assert!(
+        moved.iter().any(|output| matches!(output, Output::Rehome { flow, to: WorkerId(1), guest, peer }
+            if *flow == waiting && *guest == ssh(FIRST) && peer.port == 4000)),
+        "{moved:?}"
+    );
+    assert!(first.tcp_flows().is_empty());
+    assert_eq!(first.poll_timeout(), None);
+}
+
+#[test]
+fn the_queues_of_a_guest_share_its_bounds() {
+    let (mut first, mut second) = split();
+    let half = first.config.limits.connecting / 2;
+    for (worker, network) in [&mut first, &mut second].into_iter().enumerate() {
+        for n in 0..half + 10 {
+            let src_port = u16::try_from(worker * 10_000 + n + 1).unwrap();
+            let syn = segment(network, src_port, crate::wire::TcpFlags::SYN);
+            let _ = network.handle_frame(PortId(1), &syn[..], at(0));
+        }
+        assert_eq!(network.tcp_flows().len(), half);
+        assert_eq!(network.drops().of(DropReason::PendingLimit), 10);
+    }
 }

@@ -89,6 +89,9 @@ impl Network {
         if let Some(flow) = self.udp.find(&forwarded) {
             return self.udp_from_guest(packet, flow, peer, payload, now);
         }
+        if let Some(worker) = self.udp.elsewhere(&forwarded) {
+            return Ok(Verdict::HandOver(worker));
+        }
         match place {
             Place::Dns if peer.port == 53 => return self.ask_dns(packet, guest, payload),
             Place::Dns => {
@@ -108,6 +111,7 @@ impl Network {
         let key = FlowKey { peer: None, ..forwarded };
         let flow = match self.udp.find(&key) {
             Some(flow) => flow,
+            None if let Some(worker) = self.udp.elsewhere(&key) => return Ok(Verdict::HandOver(worker)),
             None => self.insert_udp(key, packet.mac, UdpKind::Nat { peers: Vec::new() }, now),
         };
         self.udp_from_guest(packet, flow, peer, payload, now)
@@ -119,8 +123,8 @@ impl Network {
         guest: Endpoint,
         payload: Range<usize>,
     ) -> Result<Verdict, DropReason> {
-        let limit = self.config.limits.dns;
-        let port = self.switch.ports.get_mut(&packet.port).ok_or(DropReason::NoFlow)?;
+        let limit = self.share(packet.port, self.config.limits.dns);
+        let port = self.ports.get_mut(&packet.port).ok_or(DropReason::NoFlow)?;
         if port.dns >= limit {
             return Err(DropReason::DnsLimit);
         }
@@ -130,7 +134,7 @@ impl Network {
 
     /// Takes the answer to a query of [`Verdict::Dns`], or that there is none.
     pub fn dns_answer(&mut self, query: &DnsQuery, answer: Option<&[u8]>) {
-        let Some(port) = self.switch.ports.get_mut(&query.port) else { return };
+        let Some(port) = self.ports.get_mut(&query.port) else { return };
         port.dns = port.dns.saturating_sub(1);
         if let Some(answer) = answer {
             let dst = (query.guest.addr, query.guest.port);
@@ -175,7 +179,7 @@ impl Network {
     }
 
     fn insert_udp(&mut self, key: FlowKey, mac: MacAddr, kind: UdpKind, now: Instant) -> FlowId {
-        if self.udp.count(&key) >= self.config.limits.udp
+        if self.udp.count(&key) >= self.share(key.port, self.config.limits.udp)
             && let Some(oldest) = self.udp.oldest(&key)
         {
             self.count_drop(key.port, DropReason::FlowLimit);
@@ -241,7 +245,7 @@ impl Network {
         len: usize,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
-        let Some(at) = self.switch.neighbour(guest.addr) else {
+        let Some(at) = self.shared.with(|registry| registry.switch.neighbour(guest.addr)) else {
             self.ask_for(guest.addr);
             self.drops.count(DropReason::Unresolved);
             return Err(DropReason::Unresolved);

@@ -44,11 +44,11 @@ fn guests_get_their_addresses_by_dhcp() {
     assert!(sim.run(Duration::from_secs(10), |sim| sim.guest(ports[2]).received(stream) == 5000));
     // A day later it is still theirs.
     sim.pass(Duration::from_secs(100_000));
-    assert_eq!(sim.net.leases(sim.now).count(), 4);
+    assert_eq!(sim.net.leases(sim.now).len(), 4);
     // A guest that comes back on another port may have its address again.
     let gone = sim.guest(ports[0]).addr().unwrap();
     sim.remove(ports[0]);
-    assert_eq!(sim.net.leases(sim.now).count(), 3);
+    assert_eq!(sim.net.leases(sim.now).len(), 3);
     let port = add(&mut sim, GuestConfig { mac: mac(1), addr: None, ..GuestConfig::default() });
     assert!(sim.run(Duration::from_secs(60), |sim| sim.guest(port).addr().is_some()));
     assert_eq!(sim.guest(port).addr(), Some(gone));

@@ -61,7 +61,7 @@ impl Worker {
         let outcome = match via {
             UdpVia::Forward { forward, local } => {
                 let envelope = Envelope { to, from: local, ttl: Some(ttl), tos: 0 };
-                self.forward_end(forward).map(|end| end.send(payload, &envelope))
+                self.udp_forwards.get(&forward).map(|end| end.send(payload, &envelope))
             }
             UdpVia::Own { guest_port } => {
                 let envelope = Envelope { to, from: None, ttl: Some(ttl), tos: 0 };
@@ -280,10 +280,12 @@ impl Worker {
     /// Has the resolver answer a guest's query.
     pub(super) fn ask_dns(&mut self, query: DnsQuery, message: Vec<u8>) {
         let resolver = self.parts.resolver.clone();
-        let replies = self.parts.replies.clone();
+        let replies = self.parts.workers.get(usize::from(self.parts.id.0)).cloned();
         self.parts.runtime.spawn(async move {
             let answer = resolver.answer(&message, Transport::Udp).await;
-            replies.send(Command::DnsAnswer { query, answer });
+            if let Some(replies) = replies {
+                replies.send(Command::DnsAnswer { query, answer });
+            }
         });
     }
 }

@@ -1,8 +1,9 @@
 //! Forwarded ports: connections and datagrams from the host to a guest.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
 use usernet_core::table::Endpoint;
 use usernet_host::epoll::Interest;
@@ -19,7 +20,7 @@ const MAX_DATAGRAM: usize = 65_507;
 /// A bound socket of a forwarded port.
 pub(crate) enum Listener {
     Tcp(TcpForward),
-    Udp(UdpEnd),
+    Udp(Arc<UdpEnd>),
 }
 
 impl Listener {
@@ -28,9 +29,17 @@ impl Listener {
         let addr = SocketAddr::new(rule.host_addr, rule.host_port);
         let bound = match rule.protocol {
             ForwardProtocol::Tcp => TcpForward::bind(addr).map(Self::Tcp),
-            ForwardProtocol::Udp => UdpEnd::forward(addr).map(Self::Udp),
+            ForwardProtocol::Udp => UdpEnd::forward(addr).map(Arc::new).map(Self::Udp),
         };
         bound.map_err(|error| Error::Forward(refusal(rule, &error)))
+    }
+
+    /// The socket by which replies of a UDP forward leave.
+    pub(crate) fn replies_by(&self) -> Option<Arc<UdpEnd>> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Udp(end) => Some(Arc::clone(end)),
+        }
     }
 
     fn local_addr(&self) -> SocketAddr {
@@ -95,6 +104,7 @@ impl Worker {
         self.next_forward += 1;
         let addr = rule.guest_addr.unwrap_or(self.parts.default_guest).into();
         let guest = Endpoint { addr, port: rule.guest_port };
+        self.udp_forwards.extend(listener.replies_by().map(|end| (id, end)));
         self.forwards.insert(
             id,
             Forward { listener, protocol: rule.protocol, guest, accepted: 0, ready: false, exhausted: false },
@@ -104,6 +114,7 @@ impl Worker {
 
     pub(super) fn remove_forward(&mut self, id: u32) -> bool {
         self.parts.core.remove_udp_forward(id);
+        self.udp_forwards.remove(&id);
         self.forwards.remove(&id).is_some()
     }
 
@@ -116,14 +127,6 @@ impl Worker {
             accepted: forward.accepted,
         };
         self.forwards.iter().map(info).collect()
-    }
-
-    /// The UDP socket of a forward, for replies.
-    pub(super) fn forward_end(&self, id: u32) -> Option<&UdpEnd> {
-        match &self.forwards.get(&id)?.listener {
-            Listener::Udp(end) => Some(end),
-            Listener::Tcp(_) => None,
-        }
     }
 
     /// Takes in what epoll tells of a forward.
@@ -166,10 +169,7 @@ impl Worker {
                 *accepted += 1;
                 *exhausted = false;
                 let guest = *guest;
-                match self.parts.core.accept_tcp(guest, connection.peer, self.now) {
-                    Some(flow) => self.add_tcp(flow, connection.end, false),
-                    None => connection.end.reset(),
-                }
+                self.take_accepted(guest, connection.peer, connection.end);
                 Next::More
             }
             Ok(Accept::Empty) => Next::Drained,
@@ -198,17 +198,12 @@ impl Worker {
         let Ok(Some(received)) = end.receive(&mut [IoSliceMut::new(&mut buffer)]) else {
             return Next::Drained;
         };
-        let (guest, now) = (*guest, self.now);
-        let core = &mut self.parts.core;
-        if let Ok((port, headers)) =
-            core.udp_from_forward(id, guest, received.from, received.to, received.len, now)
-        {
-            let payload = buffer.get(..received.len).unwrap_or_default();
-            self.send(port, &[IoSlice::new(&headers), IoSlice::new(payload)], headers.offload);
-            if let Some(forward) = self.forwards.get_mut(&id) {
-                forward.accepted += 1;
-            }
+        let guest = *guest;
+        if let Some(forward) = self.forwards.get_mut(&id) {
+            forward.accepted += 1;
         }
+        let payload = buffer.get(..received.len).unwrap_or_default();
+        self.take_forwarded(id, guest, (received.from, received.to), payload);
         Next::More
     }
 }

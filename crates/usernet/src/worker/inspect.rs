@@ -27,15 +27,16 @@ impl Worker {
         self.parts.core.ports().filter_map(info).collect()
     }
 
-    pub(super) fn lease_infos(&self) -> Vec<LeaseInfo> {
-        let info = |lease: &usernet_core::dhcp::Lease| LeaseInfo {
+    pub(super) fn lease_infos(&mut self) -> Vec<LeaseInfo> {
+        let now = self.now;
+        let info = |lease: usernet_core::dhcp::Lease| LeaseInfo {
             port: lease.port.0,
             address: lease.address,
             mac: MacAddr(lease.mac).to_string(),
-            hostname: lease.hostname.clone(),
-            expires_in: lease.expires.map(|at| at.since(self.now).as_secs()),
+            hostname: lease.hostname,
+            expires_in: lease.expires.map(|at| at.since(now).as_secs()),
         };
-        self.parts.core.leases(self.now).map(info).collect()
+        self.parts.core.leases(now).into_iter().map(info).collect()
     }
 
     pub(super) fn flow_infos(&self) -> Vec<FlowInfo> {

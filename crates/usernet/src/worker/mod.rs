@@ -1,6 +1,7 @@
-//! A worker: one thread with its own epoll, which drives the core.
+//! A worker: one thread with its own epoll, which drives a core.
 //!
-//! It owns the links, the host ends of all flows and the core, so nothing on the path is locked. A turn
+//! It owns its guests' links (of a guest with several queues, one of them), the host ends of their flows
+//! and the core, so nothing on the path is locked. What is another worker's is posted to it. A turn
 //! is: wait; take in what has happened; read a few batches from each link that is ready, and do what the
 //! core answers with after each; hand what was gathered for the guests to their links. Whatever is edge-triggered and
 //! was not drained stays on a ready list, so work is in proportion to what is ready, and no guest or
@@ -10,23 +11,27 @@ mod command;
 mod datagram;
 mod forward;
 mod inspect;
+mod peers;
 mod port;
 mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tokio::runtime;
 use usernet_core::network::{Network, Output, TcpOp};
-use usernet_core::port::PortId;
+use usernet_core::port::{PortId, WorkerId};
 use usernet_core::table::{FlowId, FlowKind};
 use usernet_core::time::Instant;
 use usernet_dns::Resolver;
 use usernet_host::epoll::{Event, Events, Interest, Poll, Waker};
+use usernet_host::udp::UdpEnd;
 
 use crate::capture::Capture;
+use crate::roster::Roster;
 pub(crate) use command::{Command, Commands};
 use datagram::{PingSlot, UdpSlot};
 pub(crate) use forward::{Forward, Listener};
@@ -56,7 +61,10 @@ pub(crate) struct Parts {
     pub(crate) poll: Poll,
     pub(crate) waker: Waker,
     pub(crate) commands: Receiver<Command>,
-    pub(crate) replies: Commands,
+    pub(crate) id: WorkerId,
+    /// All workers, by their numbers.
+    pub(crate) workers: Arc<[Commands]>,
+    pub(crate) roster: Arc<Roster>,
     pub(crate) resolver: Resolver,
     pub(crate) runtime: runtime::Handle,
     pub(crate) capture: Option<Capture>,
@@ -68,12 +76,14 @@ pub(crate) struct Worker {
     parts: Parts,
     now: Instant,
     ports: BTreeMap<PortId, Port>,
-    next_port: u32,
     tcp: Vec<Option<TcpSlot>>,
     udp: Vec<Option<UdpSlot>>,
     ping: Vec<Option<PingSlot>>,
+    /// The forwards, all with the first worker.
     forwards: BTreeMap<u32, Forward>,
     next_forward: u32,
+    /// The sockets by which replies of UDP forwards leave, at every worker.
+    udp_forwards: BTreeMap<u32, Arc<UdpEnd>>,
     /// Links with frames that were not read yet.
     ready_links: VecDeque<PortId>,
     /// Links that were given frames in this turn.
@@ -98,12 +108,12 @@ impl Worker {
             parts,
             now: Instant::ZERO,
             ports: BTreeMap::new(),
-            next_port: 1,
             tcp: Vec::new(),
             udp: Vec::new(),
             ping: Vec::new(),
             forwards: BTreeMap::new(),
             next_forward: 1,
+            udp_forwards: BTreeMap::new(),
             ready_links: VecDeque::new(),
             unflushed_links: Vec::new(),
             ready_flows: VecDeque::new(),
@@ -211,6 +221,8 @@ impl Worker {
                 }
                 Output::Tcp { flow, op } => self.tcp_op(flow, op),
                 Output::Close(flow) => self.close(flow),
+                Output::Rehome { flow, to, guest, peer } => self.rehome(flow, to, guest, peer),
+                Output::Found(addr) => self.announce(addr),
                 Output::LeasesChanged => self.names_changed = true,
                 Output::MacConflict { port, other, mac } => tracing::warn!(
                     %port, %other, %mac,
@@ -229,14 +241,17 @@ impl Worker {
         }
     }
 
-    /// Tells the resolver which names the leases hold.
+    /// Tells the resolver which names the leases hold. One worker does that for all.
     fn tell_names(&mut self) {
         if !std::mem::take(&mut self.names_changed) {
             return;
         }
-        let leases = self.parts.core.leases(self.now);
-        let names =
-            leases.filter_map(|lease| Some((lease.hostname.clone()?, lease.address.into()))).collect();
+        if self.parts.id != WorkerId(0) {
+            self.names_changed = !self.post(WorkerId(0), Command::NamesChanged);
+            return;
+        }
+        let leases = self.parts.core.leases(self.now).into_iter();
+        let names = leases.filter_map(|lease| Some((lease.hostname?, lease.address.into()))).collect();
         self.parts.resolver.set_names(names);
     }
 }

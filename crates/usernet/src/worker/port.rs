@@ -13,7 +13,7 @@ use usernet_host::epoll::Interest;
 use usernet_link::{Link, LinkError, LinkRx, LinkTx, RxFrame};
 
 use super::stream::Gathered;
-use super::{Worker, token};
+use super::{Command, Worker, token};
 use crate::capture;
 
 /// Batches that one link may hand in before the others have their turn.
@@ -37,8 +37,14 @@ pub(crate) struct Port {
 }
 
 impl Worker {
-    pub(super) fn attach(&mut self, link: Link, name: String) -> std::io::Result<PortId> {
-        let port = PortId(self.next_port);
+    /// Plugs in a guest's link, or one of its `queues`.
+    pub(super) fn attach(
+        &mut self,
+        port: PortId,
+        link: Link,
+        queues: usize,
+        name: String,
+    ) -> std::io::Result<()> {
         let link = match &self.parts.capture {
             Some(capture) => {
                 let interface = format!("{} {name}", link.kind);
@@ -47,8 +53,7 @@ impl Worker {
             None => link,
         };
         self.parts.poll.add(link.rx.as_fd(), token::RX | u64::from(port.0), Interest::Read)?;
-        self.next_port += 1;
-        self.parts.core.add_port(port);
+        self.parts.core.add_queue(port, queues);
         tracing::info!(%port, kind = link.kind, name, "guest attached");
         let port_entry = Port {
             rx: Some(link.rx),
@@ -64,12 +69,17 @@ impl Worker {
             watchers: Vec::new(),
         };
         self.ports.insert(port, port_entry);
-        Ok(port)
+        Ok(())
     }
 
-    /// Takes a guest off the network.
-    pub(super) fn detach(&mut self, port: PortId, reason: &str) -> bool {
-        let Some(entry) = self.ports.remove(&port) else { return false };
+    /// Takes a guest off the network, at all workers.
+    pub(super) fn detach(&mut self, port: PortId, reason: &str) {
+        for worker in self.parts.roster.remove(port) {
+            if worker != usize::from(self.parts.id.0) {
+                self.tell(worker, Command::Detach { port, reason: reason.to_owned() });
+            }
+        }
+        let Some(entry) = self.ports.remove(&port) else { return };
         tracing::info!(%port, kind = entry.kind, name = entry.name, reason, "guest detached");
         self.link_drops += entry.link_drops();
         self.parts.core.remove_port(port);
@@ -77,7 +87,6 @@ impl Worker {
             // Whoever asked may have stopped waiting.
             let _ = watcher.send(reason.to_owned());
         }
-        true
     }
 
     pub(super) fn link_readable(&mut self, port: PortId) {
@@ -142,7 +151,7 @@ impl Worker {
         Ok(true)
     }
 
-    fn handle_batch(&mut self, port: PortId, rx: &dyn LinkRx, frames: usize) {
+    pub(super) fn handle_batch(&mut self, port: PortId, rx: &dyn LinkRx, frames: usize) {
         let mut gathered: Vec<Gathered<'_>> = Vec::new();
         let mut slices = Vec::new();
         for index in 0..frames {
@@ -191,9 +200,9 @@ impl Worker {
                     rx.slices(index, 0..rx.frame_len(index), &mut slices);
                     self.send(to, &slices, rx.offload(index));
                 }
-                Verdict::Flood => {
+                Verdict::HandOver(worker) => self.hand_over(port, worker, rx, index),
+                Verdict::Flood(others) => {
                     rx.slices(index, 0..rx.frame_len(index), &mut slices);
-                    let others: Vec<PortId> = self.ports.keys().copied().filter(|to| *to != port).collect();
                     for to in others {
                         self.send(to, &slices, rx.offload(index));
                     }
@@ -207,7 +216,9 @@ impl Worker {
 
     /// Gives a whole frame to a guest. Without room it is dropped and counted.
     pub(super) fn send(&mut self, port: PortId, frame: &[IoSlice<'_>], offload: Offload) {
-        let Some(entry) = self.ports.get_mut(&port) else { return };
+        let Some(entry) = self.ports.get_mut(&port) else {
+            return self.send_elsewhere(port, frame, offload);
+        };
         let len = frame.iter().map(|part| part.len()).sum();
         let outcome = entry.with_room(|tx| match tx.send(frame, offload) {
             Ok(true) => Room::Used(Ok(len)),

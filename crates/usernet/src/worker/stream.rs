@@ -44,6 +44,12 @@ impl Worker {
         self.tcp.get_mut(flow.index as usize)?.as_mut().filter(|slot| slot.flow == flow)
     }
 
+    /// Takes the host end away from a flow that is no more.
+    pub(super) fn take_end(&mut self, flow: FlowId) -> Option<TcpEnd> {
+        let slot = self.tcp.get_mut(flow.index as usize)?;
+        slot.take_if(|slot| slot.flow == flow).map(|slot| slot.end)
+    }
+
     fn tcp_event(&mut self, flow: FlowId, event: HostEvent) {
         self.parts.core.tcp_event(flow, event, self.now);
     }

@@ -1,0 +1,170 @@
+//! The other workers: handing them what is theirs, and taking what is ours.
+
+use std::io::IoSlice;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use usernet_core::drops::DropReason;
+use usernet_core::offload::Offload;
+use usernet_core::port::{PortId, WorkerId};
+use usernet_core::table::{Endpoint, FlowId};
+use usernet_host::epoll::Waker;
+use usernet_host::tcp::TcpEnd;
+use usernet_link::{LinkError, LinkRx};
+
+use super::command::Handed;
+use super::{Command, Worker};
+
+impl Worker {
+    /// Tells another worker something, if it has room; a worker never waits for another.
+    pub(super) fn post(&self, to: WorkerId, command: Command) -> bool {
+        self.parts.workers.get(usize::from(to.0)).is_some_and(|worker| worker.try_send(command).is_ok())
+    }
+
+    /// Tells another worker what must not be lost: the control thread waits for room in our place.
+    pub(super) fn tell(&self, to: usize, command: Command) {
+        let Some(worker) = self.parts.workers.get(to).cloned() else { return };
+        if let Err(command) = worker.try_send(command) {
+            self.parts.runtime.spawn(async move { worker.send(command) });
+        }
+    }
+
+    /// Hands something of `port` to another worker.
+    fn hand(&mut self, port: PortId, to: WorkerId, handed: Handed) {
+        if !self.post(to, Command::Handed(handed)) {
+            self.parts.core.count_drop(port, DropReason::WorkerBusy);
+        }
+    }
+
+    /// Hands a frame for a guest of another worker to that one.
+    pub(super) fn send_elsewhere(&mut self, port: PortId, frame: &[IoSlice<'_>], offload: Offload) {
+        let Some(to) = self.parts.core.home(port).filter(|home| *home != self.parts.id) else { return };
+        let frame = frame.iter().flat_map(|part| part.iter().copied()).collect();
+        self.hand(port, to, Handed::ToGuest { port, frame, offload });
+    }
+
+    /// Hands a frame from a guest to the worker that has its flow.
+    pub(super) fn hand_over(&mut self, port: PortId, to: WorkerId, rx: &dyn LinkRx, index: usize) {
+        let mut frame = vec![0; rx.frame_len(index)];
+        rx.copy_to(index, 0, &mut frame);
+        let offload = rx.offload(index);
+        self.hand(port, to, Handed::FromGuest { port, frame, offload });
+    }
+
+    /// Begins the flow of a connection that was accepted on the host, here or where its guest is.
+    pub(super) fn take_accepted(&mut self, guest: Endpoint, peer: SocketAddr, end: TcpEnd) {
+        if let Some(to) = self.parts.core.elsewhere(guest.addr) {
+            return self.hand_accepted(to, guest, peer, end);
+        }
+        match self.parts.core.accept_tcp(guest, peer, self.now) {
+            Some(flow) => self.add_tcp(flow, end, false),
+            None => end.reset(),
+        }
+    }
+
+    fn hand_accepted(&mut self, to: WorkerId, guest: Endpoint, peer: SocketAddr, end: TcpEnd) {
+        let Some(worker) = self.parts.workers.get(usize::from(to.0)) else { return end.reset() };
+        let handed = Handed::Accepted { guest, peer, end: Box::new(end) };
+        if let Err(Command::Handed(Handed::Accepted { end, .. })) = worker.try_send(Command::Handed(handed)) {
+            end.reset();
+            self.parts.core.count_lost(DropReason::WorkerBusy);
+        }
+    }
+
+    /// A flow's guest was found at another worker.
+    pub(super) fn rehome(&mut self, flow: FlowId, to: WorkerId, guest: Endpoint, peer: Endpoint) {
+        let Some(end) = self.take_end(flow) else { return };
+        // It was added with the flow.
+        let _ = self.parts.poll.remove(end.as_fd());
+        self.hand_accepted(to, guest, peer.to_socket_addr(), end);
+    }
+
+    /// Takes a datagram that came to a forwarded port, here or where its guest is.
+    pub(super) fn take_forwarded(
+        &mut self,
+        forward: u32,
+        guest: Endpoint,
+        (from, to): (SocketAddr, Option<IpAddr>),
+        payload: &[u8],
+    ) {
+        if let Some(worker) = self.parts.core.elsewhere(guest.addr) {
+            let handed = Handed::Forwarded { forward, guest, from, to, payload: payload.to_vec() };
+            if !self.post(worker, Command::Handed(handed)) {
+                self.parts.core.count_lost(DropReason::WorkerBusy);
+            }
+            return;
+        }
+        let outcome = self.parts.core.udp_from_forward(forward, guest, from, to, payload.len(), self.now);
+        if let Ok((port, headers)) = outcome {
+            self.send(port, &[IoSlice::new(&headers), IoSlice::new(payload)], headers.offload);
+        }
+    }
+
+    /// Takes what another worker has handed over.
+    pub(super) fn take_handed(&mut self, handed: Handed) {
+        match handed {
+            Handed::ToGuest { port, frame, offload } => {
+                if self.ports.contains_key(&port) {
+                    self.send(port, &[IoSlice::new(&frame)], offload);
+                }
+            }
+            Handed::FromGuest { port, frame, offload } => {
+                let waker = self.parts.waker.clone();
+                self.handle_batch(port, &Stray { frame, offload, waker }, 1);
+                self.drain_outputs();
+            }
+            Handed::Accepted { guest, peer, end } => self.take_accepted(guest, peer, *end),
+            Handed::Forwarded { forward, guest, from, to, payload } => {
+                self.take_forwarded(forward, guest, (from, to), &payload);
+            }
+        }
+    }
+
+    /// Tells the others that an address has been found. Who does not hear of it asks again in time.
+    pub(super) fn announce(&self, addr: IpAddr) {
+        for worker in (0..self.parts.workers.len()).filter_map(|n| u16::try_from(n).ok()) {
+            if worker != self.parts.id.0 {
+                self.post(WorkerId(worker), Command::Found(addr));
+            }
+        }
+    }
+}
+
+/// A frame that came to another worker's queue, as a batch of one.
+struct Stray {
+    frame: Vec<u8>,
+    offload: Offload,
+    waker: Waker,
+}
+
+impl LinkRx for Stray {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.waker.as_fd()
+    }
+
+    fn receive(&mut self) -> Result<Option<usize>, LinkError> {
+        Ok(None)
+    }
+
+    fn frame_len(&self, _index: usize) -> usize {
+        self.frame.len()
+    }
+
+    fn offload(&self, _index: usize) -> Offload {
+        self.offload
+    }
+
+    fn copy_to(&self, _index: usize, at: usize, to: &mut [u8]) -> usize {
+        let rest = self.frame.get(at..).unwrap_or_default();
+        let len = rest.len().min(to.len());
+        if let (Some(to), Some(from)) = (to.get_mut(..len), rest.get(..len)) {
+            to.copy_from_slice(from);
+        }
+        len
+    }
+
+    fn slices<'a>(&'a self, _index: usize, range: Range<usize>, out: &mut Vec<IoSlice<'a>>) {
+        out.extend(self.frame.get(range).map(IoSlice::new));
+    }
+}
