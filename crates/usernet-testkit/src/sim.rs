@@ -91,6 +91,8 @@ struct Reply {
 pub struct Sim<G> {
     /// The network.
     pub net: Network,
+    /// Frames that guests have sent and that have arrived.
+    pub frames: u64,
     /// The host.
     pub host: FakeHost,
     /// The time.
@@ -125,6 +127,7 @@ impl<G: Guest> Sim<G> {
     pub fn new(seed: u64, config: Config) -> Self {
         Self {
             net: Network::new(config),
+            frames: 0,
             host: FakeHost::default(),
             now: Instant::from_micros(1_000_000),
             echoes: true,
@@ -336,6 +339,7 @@ impl<G: Guest> Sim<G> {
     fn take_batch(&mut self, port: PortId, frames: Vec<Vec<u8>>) {
         let mut writes: Vec<(FlowId, SeqNumber, Vec<u8>)> = Vec::new();
         for frame in frames {
+            self.frames += 1;
             match self.net.handle_frame(port, &frame[..], self.now) {
                 Verdict::Tcp { flow, payload, at } => {
                     let bytes = &frame[payload];

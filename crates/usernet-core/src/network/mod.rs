@@ -69,10 +69,6 @@ pub struct Network {
 #[derive(Clone, Debug, Default)]
 pub struct Port {
     queues: usize,
-    /// Frames from the guest.
-    pub rx_frames: u64,
-    /// Bytes from the guest.
-    pub rx_bytes: u64,
     /// Why frames were dropped.
     pub drops: Drops,
     /// Frames for the guest wait in its link's buffer.
@@ -297,10 +293,6 @@ impl Network {
 
     /// Decides on a frame that came from a guest.
     pub fn handle_frame<F: FrameBytes + ?Sized>(&mut self, port: PortId, frame: &F, now: Instant) -> Verdict {
-        if let Some(port) = self.ports.get_mut(&port) {
-            port.rx_frames += 1;
-            port.rx_bytes += frame.len() as u64;
-        }
         let mut head = [0; HEAD_LEN];
         let len = frame.copy_to(0, &mut head);
         match self.carry(port, head.get(..len).unwrap_or_default(), frame, now) {

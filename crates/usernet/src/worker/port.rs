@@ -26,6 +26,8 @@ pub(crate) struct Port {
     tx: Box<dyn LinkTx>,
     pub(super) kind: &'static str,
     pub(super) name: String,
+    pub(super) rx_frames: u64,
+    pub(super) rx_bytes: u64,
     pub(super) tx_frames: u64,
     pub(super) tx_bytes: u64,
     ready: bool,
@@ -60,6 +62,8 @@ impl Worker {
             tx: link.tx,
             kind: link.kind,
             name,
+            rx_frames: 0,
+            rx_bytes: 0,
             tx_frames: 0,
             tx_bytes: 0,
             ready: false,
@@ -142,6 +146,10 @@ impl Worker {
     fn read_link(&mut self, port: PortId, rx: &mut dyn LinkRx) -> Result<bool, LinkError> {
         for _ in 0..BATCHES {
             let Some(frames) = rx.receive()? else { return Ok(false) };
+            if let Some(entry) = self.ports.get_mut(&port) {
+                entry.rx_frames += frames as u64;
+                entry.rx_bytes += (0..frames).map(|index| rx.frame_len(index) as u64).sum::<u64>();
+            }
             self.handle_batch(port, rx, frames);
             self.drain_outputs();
             if !self.ports.contains_key(&port) {
