@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
+use usernet_core::datagrams::Datagrams;
 use usernet_core::host::{HostError, HostEvent, PeekEnd};
 use usernet_core::network::{Config, DnsQuery, Limits, Network, Output, TcpOp, Verdict};
 use usernet_core::port::PortId;
@@ -330,6 +331,7 @@ impl World {
         let guest = Endpoint { addr: IpAddr::V4(Self::guest(usize::from(n % 3))), port: 22 };
         let last = self.datagram_flows.last().copied();
         let header = [kind, n, 0, 0, 0, n, 0, 1];
+        let datagrams = Datagrams { len: len.into(), segment: u16::from(kind) * 8 };
         let check = |made: std::result::Result<(PortId, Headers), _>| {
             if let Ok((_, headers)) = made {
                 let _ = finish(&headers, &vec![0; len.into()]);
@@ -341,7 +343,7 @@ impl World {
                     self.ends.insert(flow, End { connected: true, ..End::default() });
                 }
             }
-            (1, _) => check(self.net.udp_from_forward(1, guest, from, None, len.into(), self.now)),
+            (1, _) => check(self.net.udp_from_forward(1, guest, from, None, datagrams, self.now)),
             (2, _) => self.net.remove_udp_forward(1),
             (3, _) => {
                 if let Some(query) = self.queries.pop() {
@@ -349,7 +351,7 @@ impl World {
                 }
             }
             (4, Some(flow)) if flow.kind == FlowKind::Udp => {
-                check(self.net.udp_from_host(flow, from, len.into(), self.now));
+                check(self.net.udp_from_host(flow, from, datagrams, self.now));
             }
             (4, Some(flow)) => {
                 let header = [0, 0, 0, 0, 0, n, 0, 1];

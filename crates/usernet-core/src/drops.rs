@@ -75,6 +75,8 @@ drop_reasons! {
     HostExhausted => "host-exhausted",
     /// A malformed UDP header.
     UdpHeader => "udp-header",
+    /// A super-frame that contradicts the headers in it, or is to be cut into too many datagrams.
+    UdpSegmentation => "udp-segmentation",
     /// A datagram that the host's socket refused.
     UdpSend => "udp-send",
     /// A datagram from a host peer that the guest never sent to (RFC 4787 REQ-8).

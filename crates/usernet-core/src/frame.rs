@@ -1,4 +1,7 @@
-//! A guest's frame, as the core sees it: a length, and bytes that it copies when it must.
+//! A guest's frame, as the core sees it: a length, what is left undone, and bytes that it copies when
+//! it must.
+
+use crate::offload::Offload;
 
 /// The bytes of a frame, wherever they lie.
 ///
@@ -11,6 +14,11 @@ pub trait FrameBytes {
     /// Whether the frame has no bytes at all.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What the frame leaves undone.
+    fn offload(&self) -> Offload {
+        Offload::default()
     }
 
     /// Copies bytes from offset `at` into `to`; returns how many there were.

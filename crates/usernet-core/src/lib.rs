@@ -1,6 +1,7 @@
 //! The user network itself, sans-IO.
 #![forbid(unsafe_code)]
 
+pub mod datagrams;
 pub mod dhcp;
 pub mod drops;
 pub mod frame;

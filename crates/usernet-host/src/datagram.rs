@@ -9,6 +9,7 @@ use libc::c_int;
 use rustix::io::{Errno, Result};
 use rustix::net::AddressFamily;
 use socket2::{MsgHdr, SockAddr, SockRef};
+use usernet_core::datagrams::Datagrams;
 use usernet_core::host::HostError;
 
 use crate::error::host_error;
@@ -83,21 +84,25 @@ pub(crate) fn report_errors(fd: impl AsFd, family: AddressFamily, on: bool) -> R
     sys::set_int(fd, level, name, on.into())
 }
 
+/// Sends one message, which the kernel cuts into datagrams where `segment` is not 0.
+pub(crate) fn send_once(fd: impl AsFd, iov: &[IoSlice<'_>], envelope: &Envelope, segment: u16) -> Result<()> {
+    let to = SockAddr::from(envelope.to);
+    let control = Control::new(envelope, segment);
+    let header = MsgHdr::new().with_addr(&to).with_buffers(iov).with_control(control.as_ref());
+    match SockRef::from(&fd).sendmsg(&header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    }
+}
+
 /// Sends one datagram.
 ///
 /// An error that came back for an earlier one, to whomever, waits in the socket and is told to the
 /// next call, which then does nothing else. It says nothing about this datagram, and the error
 /// queue keeps it, so a failed call is made once more.
 pub(crate) fn send(fd: impl AsFd, iov: &[IoSlice<'_>], envelope: &Envelope) -> result::Result<(), HostError> {
-    let to = SockAddr::from(envelope.to);
-    let control = Control::new(envelope);
-    let header = MsgHdr::new().with_addr(&to).with_buffers(iov).with_control(control.bytes());
-    let socket = SockRef::from(&fd);
-    let send = || socket.sendmsg(&header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
-    match send().or_else(|_| send()) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(host_error(Errno::from_io_error(&error).unwrap_or(Errno::IO))),
-    }
+    let send = || send_once(&fd, iov, envelope, 0);
+    send().or_else(|_| send()).map_err(host_error)
 }
 
 /// Takes in one datagram; `None` when there is none. An error that waits for an earlier datagram is
@@ -114,35 +119,45 @@ pub(crate) fn receive(
         Err(Errno::AGAIN) => return Ok(None),
         Err(errno) => return Err(host_error(errno)),
     };
-    // Every datagram has a sender; without one there is nobody to carry it for.
-    let Some(from) = message.from else { return Ok(None) };
-    let mut received = Received {
-        len: message.len,
-        from,
-        to: None,
-        ttl: None,
-        segment: 0,
-        truncated: message.flags & libc::MSG_TRUNC != 0,
-    };
-    for (level, kind, data) in controls(control.get(..message.control).unwrap_or_default()) {
-        match (level, kind) {
-            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                // in_pktinfo: interface, the local address, the header's destination; 4 bytes each.
-                received.to = array(data, 4).map(|address: [u8; 4]| Ipv4Addr::from(address).into());
+    Ok(Received::parse(&message, control.get(..message.control).unwrap_or_default()))
+}
+
+impl Received {
+    /// Reads a message and what came with it; `None` when it has no sender, as every datagram has.
+    pub(crate) fn parse(message: &sys::Message, control: &[u8]) -> Option<Self> {
+        let mut received = Self {
+            len: message.len,
+            from: message.from?,
+            to: None,
+            ttl: None,
+            segment: 0,
+            truncated: message.flags & libc::MSG_TRUNC != 0,
+        };
+        for (level, kind, data) in controls(control) {
+            match (level, kind) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    // in_pktinfo: interface, the local address, the header's destination; 4 bytes each.
+                    received.to = array(data, 4).map(|address: [u8; 4]| Ipv4Addr::from(address).into());
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    received.to = array(data, 0).map(|address: [u8; 16]| Ipv6Addr::from(address).into());
+                }
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                    received.ttl = int(data).and_then(|ttl| u8::try_from(ttl).ok());
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    received.segment = int(data).and_then(|segment| u16::try_from(segment).ok()).unwrap_or(0);
+                }
+                _ => {}
             }
-            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                received.to = array(data, 0).map(|address: [u8; 16]| Ipv6Addr::from(address).into());
-            }
-            (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                received.ttl = int(data).and_then(|ttl| u8::try_from(ttl).ok());
-            }
-            (libc::SOL_UDP, libc::UDP_GRO) => {
-                received.segment = int(data).and_then(|segment| u16::try_from(segment).ok()).unwrap_or(0);
-            }
-            _ => {}
         }
+        Some(received)
     }
-    Ok(Some(received))
+
+    /// How many datagrams it is, and how long.
+    pub fn datagrams(&self) -> Datagrams {
+        Datagrams { len: self.len, segment: self.segment }
+    }
 }
 
 /// Takes the oldest error from the queue, with the start of what was sent in `payload`; `None` when
@@ -202,14 +217,14 @@ fn socket_address(data: &[u8]) -> Option<IpAddr> {
 
 /// Control messages to send. Each is a `cmsghdr` (the length of header and data as a `size_t`, level,
 /// type), the data, and padding to a whole number of `size_t`.
-struct Control {
-    buffer: [u8; 96],
+pub(crate) struct Control {
+    buffer: [u8; 112],
     len: usize,
 }
 
 impl Control {
-    fn new(envelope: &Envelope) -> Self {
-        let mut control = Self { buffer: [0; 96], len: 0 };
+    pub(crate) fn new(envelope: &Envelope, segment: u16) -> Self {
+        let mut control = Self { buffer: [0; 112], len: 0 };
         let ipv4 = envelope.to.is_ipv4();
         match envelope.from {
             // in_pktinfo: interface (0: as routed), the local address, unused.
@@ -234,6 +249,9 @@ impl Control {
             let kind = if ipv4 { libc::IP_TOS } else { libc::IPV6_TCLASS };
             control.push(ip_level(ipv4), kind, &c_int::from(envelope.tos).to_ne_bytes());
         }
+        if segment != 0 {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+        }
         control
     }
 
@@ -247,8 +265,10 @@ impl Control {
         }
         self.len += len.next_multiple_of(size_of::<usize>());
     }
+}
 
-    fn bytes(&self) -> &[u8] {
+impl AsRef<[u8]> for Control {
+    fn as_ref(&self) -> &[u8] {
         self.buffer.get(..self.len).unwrap_or_default()
     }
 }

@@ -1,7 +1,7 @@
 //! The system calls that neither `rustix` nor `socket2` wraps.
 #![allow(unsafe_code, reason = "these calls have no safe wrapper")]
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,7 +11,7 @@ use libc::{c_int, c_void, socklen_t};
 use rustix::io::{Errno, Result};
 use socket2::{SockAddr, SockAddrStorage};
 
-/// What [`receive`] returned.
+/// What [`receive`] or [`receive_many`] took in.
 pub(crate) struct Message {
     /// Bytes put into the buffers.
     pub(crate) len: usize,
@@ -83,21 +83,128 @@ pub(crate) fn receive(
     flags: c_int,
 ) -> Result<Message> {
     let mut name = SockAddrStorage::zeroed();
-    // SAFETY: all zeros is a valid msghdr: null pointers and zero lengths.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_name = ptr::from_mut(&mut name).cast::<c_void>();
+    let mut header = receive_header(&mut name, iov, control);
+    // SAFETY: every pointer in the header is to a live buffer of the length given beside it.
+    let result = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut header, flags) };
+    let len = usize::try_from(result).map_err(|_| last_errno())?;
+    Ok(Message::new(&header, name, len))
+}
+
+/// Where the sender of a message and its control messages go.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    name: SockAddrStorage,
+    control: [u8; CONTROL_LEN],
+}
+
+/// Bytes of control messages that come with one message at most: a local address, a time to live, a
+/// size and more.
+const CONTROL_LEN: usize = 128;
+
+impl Slot {
+    pub(crate) fn new() -> Self {
+        Self { name: SockAddrStorage::zeroed(), control: [0; CONTROL_LEN] }
+    }
+}
+
+/// `recvmmsg`: one message into each buffer, for as long as there are any. Hands each to `take`, with
+/// its control messages; returns how many there were.
+pub(crate) fn receive_many<const N: usize>(
+    fd: impl AsFd,
+    buffers: &mut [IoSliceMut<'_>; N],
+    slots: &mut [Slot; N],
+    flags: c_int,
+    mut take: impl FnMut(Message, &[u8]),
+) -> Result<usize> {
+    // SAFETY: all zeros is a valid mmsghdr: null pointers and zero lengths.
+    let mut headers: [libc::mmsghdr; N] = unsafe { mem::zeroed() };
+    for ((header, buffer), slot) in headers.iter_mut().zip(buffers).zip(&mut *slots) {
+        header.msg_hdr = receive_header(&mut slot.name, std::slice::from_mut(buffer), &mut slot.control);
+    }
+    // SAFETY: there are N headers, and every pointer in them is to a live buffer of the length given
+    // beside it.
+    let result = unsafe {
+        libc::recvmmsg(fd.as_fd().as_raw_fd(), headers.as_mut_ptr(), count(N), flags, ptr::null_mut())
+    };
+    let count = usize::try_from(result).map_err(|_| last_errno())?;
+    for (header, slot) in headers.iter().zip(slots).take(count) {
+        let name = mem::replace(&mut slot.name, SockAddrStorage::zeroed());
+        let message = Message::new(&header.msg_hdr, name, header.msg_len as usize);
+        let control = slot.control.get(..message.control).unwrap_or_default();
+        take(message, control);
+    }
+    Ok(count)
+}
+
+fn receive_header(
+    name: &mut SockAddrStorage,
+    iov: &mut [IoSliceMut<'_>],
+    control: &mut [u8],
+) -> libc::msghdr {
+    let mut header = empty_header();
+    header.msg_name = ptr::from_mut(name).cast::<c_void>();
     header.msg_namelen = name.size_of();
     // IoSliceMut has the layout of iovec on Unix, by its documentation.
     header.msg_iov = iov.as_mut_ptr().cast();
     header.msg_iovlen = iov.len() as _;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = control.len() as _;
-    // SAFETY: every pointer in the header is to a live buffer of the length given beside it.
-    let result = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut header, flags) };
-    let len = usize::try_from(result).map_err(|_| last_errno())?;
-    // SAFETY: the kernel wrote `msg_namelen` bytes of an address, and zeros follow them.
-    let from = unsafe { SockAddr::new(name, header.msg_namelen) };
-    Ok(Message { len, control: header.msg_controllen as _, from: from.as_socket(), flags: header.msg_flags })
+    header
+}
+
+impl Message {
+    fn new(header: &libc::msghdr, name: SockAddrStorage, len: usize) -> Self {
+        // SAFETY: the kernel wrote `msg_namelen` bytes of an address, and zeros follow them.
+        let from = unsafe { SockAddr::new(name, header.msg_namelen) };
+        let control = header.msg_controllen as _;
+        Self { len, control, from: from.as_socket(), flags: header.msg_flags }
+    }
+}
+
+/// One message of [`send_many`].
+pub(crate) struct Outgoing<'a, C> {
+    pub(crate) to: SockAddr,
+    /// Control messages, as bytes.
+    pub(crate) control: C,
+    pub(crate) payload: &'a [IoSlice<'a>],
+}
+
+/// `sendmmsg`. Returns how many messages were sent: at least one.
+pub(crate) fn send_many<C: AsRef<[u8]>>(
+    fd: impl AsFd,
+    messages: &[Outgoing<'_, C>],
+    flags: c_int,
+) -> Result<usize> {
+    let mut headers: Vec<_> = messages
+        .iter()
+        .map(|message| {
+            let mut header = empty_header();
+            header.msg_name = message.to.as_ptr().cast_mut().cast();
+            header.msg_namelen = message.to.len();
+            // IoSlice has the layout of iovec on Unix, by its documentation.
+            header.msg_iov = message.payload.as_ptr().cast_mut().cast();
+            header.msg_iovlen = message.payload.len() as _;
+            let control = message.control.as_ref();
+            header.msg_control = control.as_ptr().cast_mut().cast();
+            header.msg_controllen = control.len() as _;
+            libc::mmsghdr { msg_hdr: header, msg_len: 0 }
+        })
+        .collect();
+    // SAFETY: every pointer in the headers is to a live buffer of the length given beside it, of which
+    // the kernel writes none; it writes `msg_len` of each header.
+    let result =
+        unsafe { libc::sendmmsg(fd.as_fd().as_raw_fd(), headers.as_mut_ptr(), count(headers.len()), flags) };
+    usize::try_from(result).map_err(|_| last_errno())
+}
+
+/// A number of messages, as the calls take it.
+fn count(messages: usize) -> libc::c_uint {
+    messages.try_into().unwrap_or(0)
+}
+
+fn empty_header() -> libc::msghdr {
+    // SAFETY: all zeros is a valid msghdr: null pointers and zero lengths.
+    unsafe { mem::zeroed() }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "options are a few bytes long")]

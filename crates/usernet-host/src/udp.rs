@@ -5,7 +5,7 @@
 //! ([`UdpEnd::take_error`], when an event says `error`) with the address that it belongs to, and
 //! never fails a send to another.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -13,8 +13,10 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use usernet_core::host::HostError;
 
-use crate::datagram::{self, Envelope, QueuedError, Received};
+use crate::datagram::{self, QueuedError};
 use crate::error::host_error;
+use crate::inbox::Inbox;
+use crate::outbox::{Outbox, Unsent};
 use crate::sys;
 
 /// A UDP socket.
@@ -41,7 +43,7 @@ impl UdpEnd {
     }
 
     /// Opens the socket of a forward rule at `addr`; port 0 takes any free one. What it receives
-    /// says to which local address it came ([`Received::to`]).
+    /// says to which local address it came ([`Batch::to`](crate::inbox::Batch::to)).
     ///
     /// # Errors
     /// The address is in use, is not of this host, or is not allowed.
@@ -60,30 +62,18 @@ impl UdpEnd {
         self.addr
     }
 
-    /// Lets the kernel join datagrams of one sender and one size ([`Received::segment`]). From then
-    /// on the buffers must hold 64 KiB.
-    ///
-    /// # Errors
-    /// The kernel cannot (Linux before 5.0).
-    pub fn join_received(&self) -> Result<(), HostError> {
-        sys::set_int(&self.fd, libc::SOL_UDP, libc::UDP_GRO, 1).map_err(host_error)
+    /// Sends what is in the outbox, and tells `unsent` of what is lost: no route, not allowed, too
+    /// long, or ([`HostError::Exhausted`]) no room in the send buffer. The outbox is empty then.
+    pub fn send(&self, outbox: &mut Outbox<'_>, unsent: impl FnMut(Unsent)) {
+        outbox.send(&self.fd, unsent);
     }
 
-    /// Sends one datagram.
-    ///
-    /// # Errors
-    /// This datagram could not be sent, and is lost: no route, not allowed, too long, or
-    /// ([`HostError::Exhausted`]) no room in the send buffer.
-    pub fn send(&self, iov: &[IoSlice<'_>], envelope: &Envelope) -> Result<(), HostError> {
-        datagram::send(&self.fd, iov, envelope)
-    }
-
-    /// Takes in one datagram; `None` when there is none, and an event tells of the next.
+    /// Takes in what has come, up to the inbox's room.
     ///
     /// # Errors
     /// The socket is broken.
-    pub fn receive(&self, iov: &mut [IoSliceMut<'_>]) -> Result<Option<Received>, HostError> {
-        datagram::receive(&self.fd, iov)
+    pub fn receive(&self, inbox: &mut Inbox) -> Result<(), HostError> {
+        inbox.receive(&self.fd)
     }
 
     /// Takes the oldest error from the queue, and puts the start of the payload that it is about
@@ -100,6 +90,9 @@ impl UdpEnd {
             net::sockopt::set_ipv6_v6only(&fd, true)?;
         }
         datagram::report_errors(&fd, family, true)?;
+        // Datagrams of one sender and one size may come joined. A kernel that cannot (Linux before 5.0)
+        // hands in each of them.
+        let _ = sys::set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1);
         net::bind(&fd, &addr)?;
         let addr = SocketAddr::try_from(net::getsockname(&fd)?)?;
         Ok(Self { fd, addr })

@@ -4,13 +4,16 @@
 
 mod support;
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::net::{SocketAddr, UdpSocket};
 
 use support::{LOCALHOST, Watch};
+use usernet_core::datagrams::Datagrams;
 use usernet_core::host::HostError;
+use usernet_host::inbox::{Batch, Inbox};
+use usernet_host::outbox::Outbox;
 use usernet_host::udp::UdpEnd;
-use usernet_host::{Envelope, QueuedError, Received};
+use usernet_host::{Envelope, QueuedError};
 
 const ANY: [&str; 2] = ["0.0.0.0", "::"];
 const LOOPBACK: [&str; 2] = ["127.0.0.1", "::1"];
@@ -19,15 +22,31 @@ fn to(to: SocketAddr) -> Envelope {
     Envelope { to, from: None, ttl: None, tos: 0 }
 }
 
-/// Waits for a datagram.
-fn receive(end: &UdpEnd, buffer: &mut [u8]) -> Received {
-    let mut watch = Watch::new(end);
+/// Sends one datagram.
+fn send(end: &UdpEnd, parts: &[&[u8]], envelope: Envelope) -> Result<(), HostError> {
+    let mut outbox = Outbox::new();
+    let len = parts.iter().map(|part| part.len()).sum();
+    outbox.push(envelope, Datagrams::one(len), |out| out.extend(parts.iter().map(|part| IoSlice::new(part))));
+    let mut outcome = Ok(());
+    end.send(&mut outbox, |unsent| outcome = Err(unsent.error));
+    outcome
+}
+
+/// Waits for datagrams.
+fn receive(end: &UdpEnd) -> Inbox {
+    let (mut inbox, mut watch) = (Inbox::new(), Watch::new(end));
     loop {
-        if let Some(received) = end.receive(&mut [IoSliceMut::new(buffer)]).unwrap() {
-            return received;
+        end.receive(&mut inbox).unwrap();
+        if inbox.batch(0).is_some() {
+            return inbox;
         }
         watch.until(|event| event.readable());
     }
+}
+
+/// The payload of a batch.
+fn payload(inbox: &Inbox, batch: &Batch) -> Vec<u8> {
+    inbox.payload(batch).flat_map(|slice| slice.to_vec()).collect()
 }
 
 /// Waits for an error.
@@ -55,20 +74,20 @@ fn a_datagram_goes_out_and_its_answer_comes_back() {
     for (any, loopback) in ANY.into_iter().zip(LOOPBACK) {
         let peer = UdpSocket::bind((loopback, 0)).unwrap();
         let end = UdpEnd::open(any.parse().unwrap(), 0).unwrap();
-        assert_eq!(end.receive(&mut [IoSliceMut::new(&mut [0; 9])]), Ok(None));
-        let parts = [IoSlice::new(b"que"), IoSlice::new(b"stion")];
-        end.send(&parts, &Envelope { ttl: Some(3), tos: 0xb8, ..to(peer.local_addr().unwrap()) }).unwrap();
+        let mut inbox = Inbox::new();
+        end.receive(&mut inbox).unwrap();
+        assert_eq!((inbox.batch(0), inbox.is_full()), (None, false));
+        let envelope = Envelope { ttl: Some(3), tos: 0xb8, ..to(peer.local_addr().unwrap()) };
+        send(&end, &[b"que", b"stion"], envelope).unwrap();
         let mut buffer = [0; 100];
         let (len, from) = peer.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"question");
         assert_eq!(from.port(), end.local_addr().port());
         peer.send_to(b"an answer", from).unwrap();
-        let received = receive(&end, &mut buffer);
-        assert_eq!(&buffer[..received.len], b"an answer");
-        assert_eq!((received.from, received.truncated), (peer.local_addr().unwrap(), false));
-        peer.send_to(b"too long", from).unwrap();
-        let received = receive(&end, &mut [0; 3]);
-        assert_eq!((received.len, received.truncated), (3, true));
+        let inbox = receive(&end);
+        let batch = inbox.batch(0).unwrap();
+        assert_eq!(payload(&inbox, &batch), b"an answer");
+        assert_eq!((batch.from, batch.datagrams), (peer.local_addr().unwrap(), Datagrams::one(9)));
     }
 }
 
@@ -91,18 +110,18 @@ fn an_error_for_one_peer_fails_no_send_to_another() {
         let peer = UdpSocket::bind((loopback, 0)).unwrap();
         let (_holder, closed) = nobody(loopback);
         let end = UdpEnd::open(any.parse().unwrap(), 0).unwrap();
-        end.send(&[IoSlice::new(b"to nobody")], &to(closed)).unwrap();
+        send(&end, &[b"to nobody"], to(closed)).unwrap();
         Watch::new(&end).until(|event| event.error());
-        end.send(&[IoSlice::new(b"to somebody")], &to(peer.local_addr().unwrap())).unwrap();
+        send(&end, &[b"to somebody"], to(peer.local_addr().unwrap())).unwrap();
         let mut buffer = [0; 100];
         let (len, from) = peer.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"to somebody");
 
         // Nor does it hide a datagram that came.
-        end.send(&[IoSlice::new(b"to nobody")], &to(closed)).unwrap();
+        send(&end, &[b"to nobody"], to(closed)).unwrap();
         peer.send_to(b"back", from).unwrap();
         Watch::new(&end).until(|event| event.error() && event.readable());
-        assert_eq!(receive(&end, &mut buffer).len, 4);
+        assert_eq!(receive(&end).batch(0).unwrap().datagrams, Datagrams::one(4));
 
         // And it is still told, with all that belongs to it.
         let error = take_error(&end, &mut buffer);
@@ -122,10 +141,10 @@ fn what_cannot_be_sent_says_why() {
     let end = UdpEnd::open(LOCALHOST, 0).unwrap();
     let (_holder, peer) = nobody("127.0.0.1");
     let huge = vec![0; 70_000];
-    let error = end.send(&[IoSlice::new(&huge)], &to(peer)).unwrap_err();
+    let error = send(&end, &[&huge], to(peer)).unwrap_err();
     assert_eq!(error, HostError::Other(rustix::io::Errno::MSGSIZE.raw_os_error()));
     let broadcast = to("255.255.255.255:9".parse().unwrap());
-    assert!(end.send(&[IoSlice::new(b"all")], &broadcast).is_err());
+    assert!(send(&end, &[b"all"], broadcast).is_err());
 }
 
 #[test]
@@ -135,10 +154,10 @@ fn a_forward_answers_from_the_address_that_was_asked() {
     let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
     for asked in ["127.0.0.2", "127.0.0.3"] {
         peer.send_to(b"hello", (asked, port)).unwrap();
-        let received = receive(&forward, &mut [0; 100]);
+        let received = receive(&forward).batch(0).unwrap();
         assert_eq!(received.to, Some(asked.parse().unwrap()));
         let envelope = Envelope { from: received.to, ..to(received.from) };
-        forward.send(&[IoSlice::new(b"welcome")], &envelope).unwrap();
+        send(&forward, &[b"welcome"], envelope).unwrap();
         let (_, from) = peer.recv_from(&mut [0; 100]).unwrap();
         assert_eq!(from, SocketAddr::new(asked.parse().unwrap(), port));
     }
@@ -146,9 +165,9 @@ fn a_forward_answers_from_the_address_that_was_asked() {
     let forward = UdpEnd::forward("[::]:0".parse().unwrap()).unwrap();
     let peer = UdpSocket::bind("[::1]:0").unwrap();
     peer.send_to(b"hello", ("::1", forward.local_addr().port())).unwrap();
-    let received = receive(&forward, &mut [0; 100]);
+    let received = receive(&forward).batch(0).unwrap();
     let envelope = Envelope { from: received.to, ..to(received.from) };
-    forward.send(&[IoSlice::new(b"welcome")], &envelope).unwrap();
+    send(&forward, &[b"welcome"], envelope).unwrap();
     assert_eq!(peer.recv_from(&mut [0; 100]).unwrap().1.ip(), received.to.unwrap());
 }
 
@@ -161,22 +180,111 @@ fn a_forward_that_cannot_be_bound_says_so() {
     assert_eq!(foreign.kind(), std::io::ErrorKind::AddrNotAvailable);
 }
 
+/// Takes datagrams of these lengths, in order, each of its own bytes.
+fn expect(peer: &UdpSocket, lengths: &[usize]) {
+    let mut buffer = [0; 2000];
+    for (index, length) in (0..).zip(lengths) {
+        let got = peer.recv(&mut buffer).unwrap();
+        assert_eq!((&buffer[..got], got), (&vec![index; *length][..], *length));
+    }
+}
+
 #[test]
-fn joined_datagrams_say_how_long_each_was() {
+fn what_is_sent_together_arrives_as_it_was() {
+    for (any, loopback) in ANY.into_iter().zip(LOOPBACK) {
+        let end = UdpEnd::open(any.parse().unwrap(), 0).unwrap();
+        let peers = [(); 2].map(|()| UdpSocket::bind((loopback, 0)).unwrap());
+        let [first, second] = peers.each_ref().map(|peer| to(peer.local_addr().unwrap()));
+        // Joined, shorter at the end, empty, alone; more messages than one call takes.
+        let lengths = [&[1000, 1000, 700, 1000, 0, 0, 5][..], &[7, 8].repeat(20)].concat();
+        let datagrams: Vec<Vec<u8>> =
+            (0..).zip(&lengths).map(|(index, length)| vec![index; *length]).collect();
+        let mut outbox = Outbox::new();
+        for (datagram, length) in datagrams.iter().zip(&lengths) {
+            let (head, tail) = datagram.split_at(length / 2);
+            outbox.push(first, Datagrams::one(*length), |out| out.extend([head, tail].map(IoSlice::new)));
+        }
+        // One to another peer stays one of its own.
+        outbox.push(second, Datagrams::one(8), |out| out.push(IoSlice::new(&[0; 8])));
+        end.send(&mut outbox, |unsent| panic!("{unsent:?}"));
+        assert_eq!(outbox.first_to(), None);
+        expect(&peers[0], &lengths);
+        expect(&peers[1], &[8]);
+    }
+}
+
+#[test]
+fn what_the_kernel_will_not_cut_goes_one_by_one() {
     let end = UdpEnd::open(LOCALHOST, 0).unwrap();
-    end.join_received().unwrap();
-    let peer = socket2::Socket::from(UdpSocket::bind("127.0.0.1:0").unwrap());
-    // One send that the kernel is to cut into datagrams of 1000 bytes (UDP_SEGMENT): a control
-    // message of 18 bytes, level 17 (UDP), type 103.
-    let mut control = [0; 24];
-    control[..8].copy_from_slice(&18u64.to_ne_bytes());
-    control[8..12].copy_from_slice(&17u32.to_ne_bytes());
-    control[12..16].copy_from_slice(&103u32.to_ne_bytes());
-    control[16..18].copy_from_slice(&1000u16.to_ne_bytes());
-    let address = end.local_addr().into();
-    let payload = [IoSlice::new(&[7; 2500])];
-    let message = socket2::MsgHdr::new().with_addr(&address).with_buffers(&payload).with_control(&control);
-    peer.sendmsg(&message, 0).unwrap();
-    let received = receive(&end, &mut vec![0; 65536]);
-    assert_eq!((received.len, received.segment), (2500, 1000));
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (_holder, closed) = nobody("127.0.0.1");
+    // More datagrams than any kernel cuts a message into.
+    let payload: Vec<u8> = (0..200).collect();
+    let datagrams = Datagrams { len: 200, segment: 1 };
+    let mut outbox = Outbox::new();
+    outbox.push(to(closed), Datagrams::one(3), |out| out.push(IoSlice::new(b"bad")));
+    outbox.push(to(peer.local_addr().unwrap()), datagrams, |out| out.push(IoSlice::new(&payload)));
+    outbox.push(to("255.255.255.255:9".parse().unwrap()), Datagrams { len: 5, segment: 2 }, |out| {
+        out.push(IoSlice::new(b"lost!"));
+    });
+    outbox.push(to(peer.local_addr().unwrap()), Datagrams::one(4), |out| out.push(IoSlice::new(b"last")));
+    let mut lost = Vec::new();
+    end.send(&mut outbox, |unsent| lost.push((unsent.to.port(), unsent.datagrams)));
+    assert_eq!(lost, [(9, 1); 3]);
+    let mut buffer = [0; 9];
+    for byte in 0..200 {
+        assert_eq!((peer.recv(&mut buffer).unwrap(), buffer[0]), (1, byte));
+    }
+    assert_eq!((peer.recv(&mut buffer).unwrap(), &buffer[..4]), (4, &b"last"[..]));
+}
+
+#[test]
+fn what_came_joined_and_what_came_alone_is_a_batch() {
+    let end = UdpEnd::open(LOCALHOST, 0).unwrap();
+    let [first, second] = [(); 2].map(|()| UdpEnd::open(LOCALHOST, 0).unwrap());
+    let address = to(end.local_addr());
+    let (joined, single) = (vec![1; 2000], vec![2; 1000]);
+    let joined_shape = Datagrams { len: 2000, segment: 1000 };
+    let mut outbox = Outbox::new();
+    outbox.push(address, joined_shape, |out| out.push(IoSlice::new(&joined)));
+    first.send(&mut outbox, |unsent| panic!("{unsent:?}"));
+    send(&first, &[&single], address).unwrap();
+    send(&first, &[&single[..5]], address).unwrap();
+    send(&first, &[&single], address).unwrap();
+    send(&second, &[&single], address).unwrap();
+
+    let inbox = receive(&end);
+    let mut batches = Vec::new();
+    let mut next = 0;
+    while let Some(batch) = inbox.batch(next) {
+        next = batch.messages.end;
+        batches.push((batch.from.port(), batch.datagrams, payload(&inbox, &batch)));
+    }
+    let [first, second] = [first, second].map(|end| end.local_addr().port());
+    let all = [&joined[..], &single, &single[..5]].concat();
+    assert_eq!(
+        batches,
+        [
+            (first, Datagrams { len: 3005, segment: 1000 }, all),
+            (first, Datagrams::one(1000), single.clone()),
+            (second, Datagrams::one(1000), single),
+        ]
+    );
+    assert!(!inbox.is_full());
+}
+
+#[test]
+fn a_full_inbox_leaves_the_rest_for_later() {
+    let end = UdpEnd::open(LOCALHOST, 0).unwrap();
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for byte in 0..20 {
+        peer.send_to(&[byte; 9], end.local_addr()).unwrap();
+    }
+    let mut inbox = receive(&end);
+    assert!(inbox.is_full());
+    let mut bytes = payload(&inbox, &inbox.batch(0).unwrap());
+    end.receive(&mut inbox).unwrap();
+    assert!(!inbox.is_full());
+    bytes.extend(payload(&inbox, &inbox.batch(0).unwrap()));
+    assert_eq!(bytes, (0..20).flat_map(|byte| [byte; 9]).collect::<Vec<_>>());
 }

@@ -90,6 +90,10 @@ impl FrameBytes for RxFrame<'_> {
         self.rx.frame_len(self.index)
     }
 
+    fn offload(&self) -> Offload {
+        self.rx.offload(self.index)
+    }
+
     fn copy_to(&self, at: usize, to: &mut [u8]) -> usize {
         self.rx.copy_to(self.index, at, to)
     }

@@ -2,7 +2,7 @@
 //! was made.
 //!
 //! Each frame goes by one system call, behind a virtio-net header ([`crate::vnet`]). With checksums
-//! and TCP segmentation left undone, one call moves up to 64 KiB at any MTU, which is what makes a
+//! and segmentation left undone, one call moves up to 64 KiB at any MTU, which is what makes a
 //! TAP fast.
 //!
 //! One descriptor is one queue of the device. There is one here; more would each be a [`Link`] of
@@ -66,7 +66,7 @@ impl TapLink {
         if flags & ioctl::IFF_VNET_HDR == 0 {
             return unfit("the descriptor is a TAP device without a virtio-net header (IFF_VNET_HDR)");
         }
-        ioctl::set_vnet_header(fd.as_fd(), vnet::HEADER_LEN)
+        let uso = ioctl::set_vnet_header(fd.as_fd(), vnet::HEADER_LEN)
             .and_then(|()| ioctl::set_offloads(fd.as_fd()))
             .map_err(|error| context("the TAP device does not take offloads", error))?;
         rustix::io::ioctl_fionbio(&fd, true)?;
@@ -79,7 +79,7 @@ impl TapLink {
                 drained: false,
                 dropped: 0,
             }),
-            tx: Box::new(TapTx { fd, scratch: vec![0; MAX_FRAME].into(), reserved: 0, dropped: 0 }),
+            tx: Box::new(TapTx { fd, scratch: vec![0; MAX_FRAME].into(), reserved: 0, uso, dropped: 0 }),
         })
     }
 }
@@ -164,6 +164,8 @@ struct TapTx {
     scratch: Box<[u8]>,
     /// How much of it is reserved.
     reserved: usize,
+    /// The device takes super-frames of UDP.
+    uso: bool,
     dropped: u64,
 }
 
@@ -173,14 +175,14 @@ impl LinkTx for TapTx {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { checksum: true, tcp4: true, tcp6: true, udp: false }
+        Capabilities { checksum: true, tcp4: true, tcp6: true, udp: self.uso }
     }
 
     fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> Result<bool, LinkError> {
         self.reserved = 0;
         let len = frame.iter().map(|part| part.len()).sum::<usize>();
         match offload.segmentation {
-            Some(Segmentation { kind: SegmentKind::Udp, size, header_len }) => {
+            Some(Segmentation { kind: SegmentKind::Udp, size, header_len }) if !self.uso => {
                 let header_len = usize::from(header_len);
                 let mut header = [0; MAX_HEADERS];
                 let (Some(header), Some(payload)) = (
@@ -221,7 +223,9 @@ impl LinkTx for TapTx {
     fn commit(&mut self, header: &[u8], len: usize, offload: Offload) -> Result<(), LinkError> {
         debug_assert!(len <= self.reserved, "what is committed was reserved");
         let len = len.min(std::mem::take(&mut self.reserved));
-        if let Some(Segmentation { kind: SegmentKind::Udp, size, .. }) = offload.segmentation {
+        if let Some(Segmentation { kind: SegmentKind::Udp, size, .. }) = offload.segmentation
+            && !self.uso
+        {
             return self.write_cut(header, len, size);
         }
         let payload = self.scratch.get(..len).unwrap_or_default();
@@ -241,7 +245,7 @@ impl LinkTx for TapTx {
 }
 
 impl TapTx {
-    /// Cuts the first `len` bytes of the scratch in software, which the device does not do, and
+    /// Cuts the first `len` bytes of the scratch in software, where the device does not do it, and
     /// writes the wire packets.
     fn write_cut(&mut self, header: &[u8], len: usize, size: u16) -> Result<(), LinkError> {
         let Some(cutter) = Cutter::new(header, size.into(), len) else {

@@ -2,7 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, checksum};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket, checksum};
+use usernet_core::frame::FrameBytes;
 use usernet_core::offload::{Checksum, Offload};
 use usernet_core::wire::{
     ETHERNET_HEADER_LEN, ETHERTYPE_IPV4, EthernetHeader, Headers, IPV4_HEADER_LEN, IpHeader, MacAddr,
@@ -49,6 +50,29 @@ impl Segment {
     }
 }
 
+/// A frame and what it leaves undone.
+#[derive(Clone, Debug)]
+pub struct Unfinished {
+    /// The frame.
+    pub bytes: Vec<u8>,
+    /// What is left.
+    pub offload: Offload,
+}
+
+impl FrameBytes for Unfinished {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    fn copy_to(&self, at: usize, to: &mut [u8]) -> usize {
+        self.bytes.copy_to(at, to)
+    }
+}
+
 /// A frame with a TCP segment, its checksums complete.
 pub fn tcp_frame(
     to: MacAddr,
@@ -72,7 +96,21 @@ pub fn udp_frame(
     payload: &[u8],
 ) -> Vec<u8> {
     let ip = ip_header(src.0, dst.0, PROTOCOL_UDP);
-    finish(&Headers::udp(to, from, &ip, src.1, dst.1, payload.len()), payload)
+    finish(&Headers::udp(to, from, &ip, (src.1, dst.1), payload.len(), u16::MAX), payload)
+}
+
+/// A super-frame of UDP, for datagrams of `segment` bytes.
+pub fn udp_super_frame(
+    to: MacAddr,
+    from: MacAddr,
+    src: (Ipv4Addr, u16),
+    dst: (Ipv4Addr, u16),
+    payload: &[u8],
+    segment: u16,
+) -> Unfinished {
+    let ip = ip_header(src.0, dst.0, PROTOCOL_UDP);
+    let headers = Headers::udp(to, from, &ip, (src.1, dst.1), payload.len(), segment);
+    Unfinished { bytes: [&headers, payload].concat(), offload: headers.offload }
 }
 
 fn ip_header(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8) -> IpHeader {
@@ -112,7 +150,12 @@ fn cut(headers: &[u8], payload: &[u8], at: usize, last: bool) -> Vec<u8> {
     ip.set_total_len(len as u16);
     ip.fill_checksum();
     let (src, dst) = (ip.src_addr(), ip.dst_addr());
-    assert_eq!(ip.next_header(), IpProtocol::Tcp);
+    if ip.next_header() == IpProtocol::Udp {
+        let mut udp = UdpPacket::new_unchecked(&mut frame[ETHERNET_HEADER_LEN + IPV4_HEADER_LEN..]);
+        udp.set_len((len - IPV4_HEADER_LEN) as u16);
+        udp.fill_checksum(&src.into(), &dst.into());
+        return frame;
+    }
     let mut tcp = TcpPacket::new_unchecked(&mut frame[ETHERNET_HEADER_LEN + IPV4_HEADER_LEN..]);
     let seq = tcp.seq_number();
     tcp.set_seq_number(seq + at);

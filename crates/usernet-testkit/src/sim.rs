@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use usernet_core::datagrams::Datagrams;
 use usernet_core::drops::DropReason;
 use usernet_core::host::{HostEvent, PeekEnd};
 use usernet_core::network::{Config, Network, Output, TcpOp, UdpVia, Verdict};
@@ -14,7 +15,7 @@ use usernet_core::time::Instant;
 use usernet_core::wire::{ICMP_HEADER_LEN, MacAddr};
 
 use crate::bytes::Rng;
-use crate::frames::{complete_checksum, finish, segments};
+use crate::frames::{Unfinished, complete_checksum, finish, segments};
 use crate::host::{FakeHost, Peer};
 use crate::link::{Faults, Lane};
 
@@ -197,6 +198,13 @@ impl<G: Guest> Sim<G> {
         self.take_batch(port, vec![frame]);
     }
 
+    /// Takes a frame that leaves something undone.
+    pub fn unfinished(&mut self, port: PortId, frame: &Unfinished) {
+        let verdict = self.net.handle_frame(port, frame, self.now);
+        self.act(port, &frame.bytes, verdict);
+        self.drain();
+    }
+
     /// A datagram from `from` comes to a forwarded port.
     pub fn datagram_to_forward(
         &mut self,
@@ -205,7 +213,8 @@ impl<G: Guest> Sim<G> {
         from: SocketAddr,
         payload: &[u8],
     ) -> Result<(), DropReason> {
-        let made = self.net.udp_from_forward(forward, guest, from, None, payload.len(), self.now);
+        let made =
+            self.net.udp_from_forward(forward, guest, from, None, Datagrams::one(payload.len()), self.now);
         if let Ok((port, headers)) = &made {
             self.give(*port, finish(headers, payload));
         }
@@ -220,8 +229,22 @@ impl<G: Guest> Sim<G> {
         from: SocketAddr,
         payload: &[u8],
     ) -> Result<(), DropReason> {
-        let (port, headers) = self.net.udp_from_host(flow, from, payload.len(), self.now)?;
-        self.give(port, finish(&headers, payload));
+        self.datagrams_to_flow(flow, from, payload, 0)
+    }
+
+    /// Datagrams of `segment` bytes from `from` come to the socket of a flow, joined.
+    pub fn datagrams_to_flow(
+        &mut self,
+        flow: FlowId,
+        from: SocketAddr,
+        payload: &[u8],
+        segment: u16,
+    ) -> Result<(), DropReason> {
+        let datagrams = Datagrams { len: payload.len(), segment };
+        let (port, headers) = self.net.udp_from_host(flow, from, datagrams, self.now)?;
+        for frame in segments(&headers, payload) {
+            self.give(port, frame);
+        }
         Ok(())
     }
 
@@ -365,12 +388,17 @@ impl<G: Guest> Sim<G> {
 
     fn act(&mut self, port: PortId, frame: &[u8], verdict: Verdict) {
         match verdict {
-            Verdict::Udp { flow, via, to, payload, .. } => {
-                let payload = frame[payload].to_vec();
-                if self.echoes {
-                    self.reply(flow, to, payload.clone(), false);
+            Verdict::Udp { flow, via, to, payload, segment, .. } => {
+                let size = if segment == 0 { payload.len() } else { segment.into() };
+                // A datagram may be empty.
+                let datagrams = frame[payload.start..payload.end].chunks(size.max(1));
+                let none = payload.is_empty().then_some(&[][..]);
+                for payload in datagrams.chain(none).map(<[u8]>::to_vec) {
+                    if self.echoes {
+                        self.reply(flow, to, payload.clone(), false);
+                    }
+                    self.datagrams.push((via, to, payload));
                 }
-                self.datagrams.push((via, to, payload));
             }
             Verdict::Ping { flow, to, message, .. } => {
                 if self.echoes {
@@ -545,7 +573,10 @@ impl<G: Guest> Sim<G> {
                 let made = self.net.ping_from_host(reply.flow, from, header, payload.len(), 60, now);
                 made.map(|(port, headers)| (port, finish(&headers, payload)))
             } else {
-                let made = self.net.udp_from_host(reply.flow, reply.from, reply.payload.len(), now);
+                let made = {
+                    let datagrams = Datagrams::one(reply.payload.len());
+                    self.net.udp_from_host(reply.flow, reply.from, datagrams, now)
+                };
                 made.map(|(port, headers)| (port, finish(&headers, &reply.payload)))
             };
             if let Ok((port, frame)) = made {

@@ -35,7 +35,7 @@ pub enum Verdict {
         /// The position of the first.
         at: SeqNumber,
     },
-    /// Send `payload` as a datagram.
+    /// Send `payload` as a datagram, or as several.
     Udp {
         /// The flow. Its socket is opened with the first datagram.
         flow: FlowId,
@@ -45,6 +45,9 @@ pub enum Verdict {
         to: SocketAddr,
         /// Bytes of the frame.
         payload: Range<usize>,
+        /// Bytes of each datagram that `payload` is to be cut into, the last may be shorter; 0: it is
+        /// one. There are [`super::MAX_DATAGRAMS`] at most.
+        segment: u16,
         /// Time to live.
         ttl: u8,
     },

@@ -23,7 +23,7 @@ pub use action::{DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
 pub use config::{Config, Limits};
 pub use ping::PingFlow;
 pub use tcp::TcpEntry;
-pub use udp::{UdpFlow, UdpKind};
+pub use udp::{MAX_DATAGRAMS, UdpFlow, UdpKind};
 
 use crate::dhcp;
 use crate::drops::{DropReason, Drops};
@@ -416,7 +416,7 @@ impl Network {
         }
         match packet.ip.protocol {
             PROTOCOL_TCP => self.handle_tcp(packet, place, now),
-            PROTOCOL_UDP => self.handle_udp(packet, place, now),
+            PROTOCOL_UDP => self.handle_udp(packet, frame, place, now),
             PROTOCOL_ICMP => self.handle_ping(packet, place, now),
             _ => Err(DropReason::Protocol),
         }

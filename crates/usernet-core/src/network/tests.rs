@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::*;
+use crate::datagrams::Datagrams;
 use crate::table::Endpoint;
 use crate::wire::Arp;
 
@@ -50,7 +51,8 @@ fn dhcp(mac: MacAddr, kind: u8, wanted: Ipv4Addr) -> Vec<u8> {
         tos: 0,
         fragment: false,
     };
-    let mut frame = crate::wire::Headers::udp(MacAddr::BROADCAST, mac, &ip, 68, 67, message.len()).to_vec();
+    let mut frame =
+        crate::wire::Headers::udp(MacAddr::BROADCAST, mac, &ip, (68, 67), message.len(), u16::MAX).to_vec();
     frame.extend(message);
     frame
 }
@@ -64,7 +66,7 @@ fn an_ipv6_peer_of_a_forward_appears_as_the_gateway() {
     let seen = network.tcp_flows().get(flow).unwrap().key.peer.unwrap();
     assert_eq!((seen.addr, seen.port), (IpAddr::from([10, 0, 2, 2]), 4000));
     assert!(drain(&mut network, at(1)).iter().any(|output| matches!(output, Output::Headers { .. })));
-    let (port, _) = network.udp_from_forward(1, ssh(FIRST), peer, None, 10, at(1)).unwrap();
+    let (port, _) = network.udp_from_forward(1, ssh(FIRST), peer, None, Datagrams::one(10), at(1)).unwrap();
     assert_eq!(port, PortId(1));
 }
 
@@ -129,13 +131,13 @@ fn strangers_at_a_forward_do_not_push_out_what_the_guest_has_opened() {
         tos: 0,
         fragment: false,
     };
-    let frame = crate::wire::Headers::udp(network.mac, A, &ip, 5000, 9, 0);
+    let frame = crate::wire::Headers::udp(network.mac, A, &ip, (5000, 9), 0, u16::MAX);
     let Verdict::Udp { flow, .. } = network.handle_frame(PortId(1), &frame[..], at(1)) else {
         panic!("no flow")
     };
     for stranger in 0..3000 {
         let peer = SocketAddr::new(IpAddr::from((0xcb00_7100_u32 + stranger).to_be_bytes()), 9);
-        network.udp_from_forward(1, ssh(FIRST), peer, None, 1, at(2)).unwrap();
+        network.udp_from_forward(1, ssh(FIRST), peer, None, Datagrams::one(1), at(2)).unwrap();
         drain(&mut network, at(2));
     }
     assert!(network.udp_flows().get(flow).is_some());

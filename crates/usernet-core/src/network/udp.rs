@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use super::config::Place;
 use super::{DnsQuery, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
+use crate::datagrams::Datagrams;
 use crate::drops::DropReason;
+use crate::frame::FrameBytes;
+use crate::offload::{SegmentKind, Segmentation};
 use crate::port::PortId;
 use crate::table::{Endpoint, FlowId, FlowKey};
 use crate::time::Instant;
@@ -17,6 +20,9 @@ const IDLE: Duration = Duration::from_secs(120);
 /// A flow that only asks DNS servers is over with the answer.
 const IDLE_DNS: Duration = Duration::from_secs(10);
 const TTL: u8 = 64;
+/// The datagrams that one super-frame may stand for: as many as Linux joins (`UDP_MAX_SEGMENTS`).
+/// Without a bound, one frame of 64 KiB could ask for 65,507.
+pub const MAX_DATAGRAMS: usize = 128;
 
 /// A UDP flow.
 #[derive(Debug)]
@@ -69,14 +75,29 @@ pub(super) fn payload(packet: &Packet<'_>) -> Result<Range<usize>, DropReason> {
     Ok(start + UDP_HEADER_LEN..start + len)
 }
 
+/// The bytes of each datagram that a frame stands for; 0 where it is one.
+fn segment<F: FrameBytes + ?Sized>(frame: &F, payload: &Range<usize>) -> Result<u16, DropReason> {
+    let Some(Segmentation { kind, size, header_len }) = frame.offload().segmentation else { return Ok(0) };
+    // The headers are those of one datagram that ends with the frame.
+    let headers_agree = (usize::from(header_len), frame.len()) == (payload.start, payload.end);
+    let datagrams = payload.len().div_ceil(usize::from(size).max(1));
+    if kind == SegmentKind::Udp && headers_agree && size > 0 && (2..=MAX_DATAGRAMS).contains(&datagrams) {
+        Ok(size)
+    } else {
+        Err(DropReason::UdpSegmentation)
+    }
+}
+
 impl Network {
-    pub(super) fn handle_udp(
+    pub(super) fn handle_udp<F: FrameBytes + ?Sized>(
         &mut self,
         packet: &Packet<'_>,
+        frame: &F,
         place: Place,
         now: Instant,
     ) -> Result<Verdict, DropReason> {
         let payload = payload(packet)?;
+        let segment = segment(frame, &payload)?;
         let Some([a, b, c, d]) = packet.transport_head().first_chunk().copied() else {
             return Err(DropReason::UdpHeader);
         };
@@ -87,13 +108,15 @@ impl Network {
         }
         let forwarded = FlowKey { port: packet.port, guest, peer: Some(peer) };
         if let Some(flow) = self.udp.find(&forwarded) {
-            return self.udp_from_guest(packet, flow, peer, payload, now);
+            return self.udp_from_guest(packet, flow, peer, (payload, segment), now);
         }
         if let Some(worker) = self.udp.elsewhere(&forwarded) {
             return Ok(Verdict::HandOver(worker));
         }
         match place {
-            Place::Dns if peer.port == 53 => return self.ask_dns(packet, guest, payload),
+            // A query is one datagram.
+            Place::Dns if peer.port == 53 && segment == 0 => return self.ask_dns(packet, guest, payload),
+            Place::Dns if peer.port == 53 => return Err(DropReason::UdpSegmentation),
             Place::Dns => {
                 self.send_icmp_error(packet, IcmpError::PortUnreachable);
                 return Err(DropReason::Policy);
@@ -114,7 +137,7 @@ impl Network {
             None if let Some(worker) = self.udp.elsewhere(&key) => return Ok(Verdict::HandOver(worker)),
             None => self.insert_udp(key, packet.mac, UdpKind::Nat { peers: Vec::new() }, now),
         };
-        self.udp_from_guest(packet, flow, peer, payload, now)
+        self.udp_from_guest(packet, flow, peer, (payload, segment), now)
     }
 
     fn ask_dns(
@@ -147,7 +170,7 @@ impl Network {
         packet: &Packet<'_>,
         flow: FlowId,
         peer: Endpoint,
-        payload: Range<usize>,
+        (payload, segment): (Range<usize>, u16),
         now: Instant,
     ) -> Result<Verdict, DropReason> {
         let mut to = SocketAddr::new(self.host_addr(peer.addr), peer.port);
@@ -175,7 +198,8 @@ impl Network {
                 UdpVia::Forward { forward: *forward, local: *local }
             }
         };
-        Ok(Verdict::Udp { flow, via, to, payload, ttl: packet.ip.ttl.saturating_sub(1).max(1) })
+        let ttl = packet.ip.ttl.saturating_sub(1).max(1);
+        Ok(Verdict::Udp { flow, via, to, payload, segment, ttl })
     }
 
     fn insert_udp(&mut self, key: FlowKey, mac: MacAddr, kind: UdpKind, now: Instant) -> FlowId {
@@ -209,7 +233,7 @@ impl Network {
         if end <= now { self.close_udp(flow) } else { arm(&mut self.wheel, flow, entry, end) }
     }
 
-    /// Decides on a datagram of `len` bytes that came to a flow's own socket.
+    /// Decides on datagrams that came to a flow's own socket.
     ///
     /// # Errors
     /// Why it is not for the guest; counted.
@@ -217,7 +241,7 @@ impl Network {
         &mut self,
         flow: FlowId,
         from: SocketAddr,
-        len: usize,
+        datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
         let addr = from.ip().to_canonical();
@@ -226,13 +250,15 @@ impl Network {
         if let UdpKind::Nat { peers } = &entry.flow.kind
             && !peers.contains(&addr)
         {
-            self.count_drop(port, DropReason::UdpFiltered);
+            for _ in 0..datagrams.count() {
+                self.count_drop(port, DropReason::UdpFiltered);
+            }
             return Err(DropReason::UdpFiltered);
         }
-        self.udp_to_guest(flow, from, len, now)
+        self.udp_to_guest(flow, from, datagrams, now)
     }
 
-    /// Decides on a datagram of `len` bytes that came to a forwarded port.
+    /// Decides on datagrams that came to a forwarded port.
     ///
     /// # Errors
     /// Why it is not for the guest; counted.
@@ -242,7 +268,7 @@ impl Network {
         guest: Endpoint,
         from: SocketAddr,
         local: Option<IpAddr>,
-        len: usize,
+        datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
         let Some(at) = self.shared.with(|registry| registry.switch.neighbour(guest.addr)) else {
@@ -260,14 +286,14 @@ impl Network {
             entry.mac = at.mac;
             entry.flow.kind = UdpKind::Forward { forward, peer: from, local };
         }
-        self.udp_to_guest(flow, from, len, now)
+        self.udp_to_guest(flow, from, datagrams, now)
     }
 
     fn udp_to_guest(
         &mut self,
         flow: FlowId,
         from: SocketAddr,
-        len: usize,
+        datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
         let src = self.guest_view(from.ip());
@@ -276,13 +302,17 @@ impl Network {
         let mtu = usize::from(self.config.mtu);
         let entry = self.udp.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.flow.last_used = now;
-        entry.flow.bytes_in += len as u64;
+        entry.flow.bytes_in += datagrams.len as u64;
         let guest = entry.key.guest;
         let ip = udp_ip(src, guest.addr);
-        let (port, headers) =
-            (entry.key.port, Headers::udp(entry.mac, gateway, &ip, from.port(), guest.port, len));
-        if headers.len() - crate::wire::ETHERNET_HEADER_LEN + len > mtu {
-            self.count_drop(port, DropReason::Fragment);
+        let port = entry.key.port;
+        let ports = (from.port(), guest.port);
+        let segment = u16::try_from(datagrams.longest()).unwrap_or(u16::MAX);
+        let headers = Headers::udp(entry.mac, gateway, &ip, ports, datagrams.len, segment);
+        if headers.len() - crate::wire::ETHERNET_HEADER_LEN + datagrams.longest() > mtu {
+            for _ in 0..datagrams.count() {
+                self.count_drop(port, DropReason::Fragment);
+            }
             return Err(DropReason::Fragment);
         }
         Ok((port, headers))
@@ -294,7 +324,8 @@ impl Network {
         let guest = entry.key.guest;
         let dst = self.guest_view(to.ip());
         let src = offender.map_or(dst, |addr| self.guest_view(addr));
-        let headers = Headers::udp(entry.mac, self.mac, &udp_ip(guest.addr, dst), guest.port, to.port(), 0);
+        let ports = (guest.port, to.port());
+        let headers = Headers::udp(entry.mac, self.mac, &udp_ip(guest.addr, dst), ports, 0, u16::MAX);
         let quoted = headers.get(crate::wire::ETHERNET_HEADER_LEN..).unwrap_or_default();
         let frame = error.frame(entry.mac, self.mac, src, guest.addr, quoted);
         self.send_frame(entry.key.port, frame);
@@ -327,7 +358,8 @@ impl Network {
         dst: (IpAddr, u16),
         payload: &[u8],
     ) {
-        let headers = Headers::udp(mac, self.mac, &udp_ip(src.0, dst.0), src.1, dst.1, payload.len());
+        let (ip, ports) = (udp_ip(src.0, dst.0), (src.1, dst.1));
+        let headers = Headers::udp(mac, self.mac, &ip, ports, payload.len(), u16::MAX);
         let mut frame = headers.to_vec();
         frame.extend_from_slice(payload);
         self.outputs.push_back(Output::Frame { port, frame, offload: headers.offload });

@@ -54,18 +54,19 @@ impl Headers {
             tcp.emit(room);
         }
         headers.partial_checksum(ip, PROTOCOL_TCP, at, 16, tcp.len() + len);
-        if len > usize::from(segment) {
-            headers.offload.segmentation = Some(Segmentation {
-                kind: SegmentKind::Tcp4,
-                size: segment,
-                header_len: u16::from(headers.len),
-            });
-        }
+        headers.segmentation(SegmentKind::Tcp4, len, segment);
         headers
     }
 
-    /// UDP over IP in front of `len` payload bytes.
-    pub fn udp(dst: MacAddr, src: MacAddr, ip: &IpHeader, src_port: u16, dst_port: u16, len: usize) -> Self {
+    /// UDP over IP in front of `len` payload bytes, in datagrams of `segment` bytes.
+    pub fn udp(
+        dst: MacAddr,
+        src: MacAddr,
+        ip: &IpHeader,
+        (src_port, dst_port): (u16, u16),
+        len: usize,
+        segment: u16,
+    ) -> Self {
         let mut headers = Self::ip(dst, src, ip, UDP_HEADER_LEN + len);
         let at = usize::from(headers.len);
         let udp_len = u16::try_from(UDP_HEADER_LEN + len).unwrap_or(u16::MAX);
@@ -74,6 +75,7 @@ impl Headers {
         headers.push(&udp_len.to_be_bytes());
         headers.push(&[0, 0]);
         headers.partial_checksum(ip, PROTOCOL_UDP, at, 6, UDP_HEADER_LEN + len);
+        headers.segmentation(SegmentKind::Udp, len, segment);
         headers
     }
 
@@ -99,6 +101,13 @@ impl Headers {
         if let Some(room) = self.bytes.get_mut(at..at + bytes.len()) {
             room.copy_from_slice(bytes);
             self.len += u8::try_from(bytes.len()).unwrap_or(0);
+        }
+    }
+
+    fn segmentation(&mut self, kind: SegmentKind, len: usize, segment: u16) {
+        if len > usize::from(segment) {
+            let header_len = u16::from(self.len);
+            self.offload.segmentation = Some(Segmentation { kind, size: segment, header_len });
         }
     }
 

@@ -82,16 +82,24 @@ pub(super) fn set_vnet_header(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> 
     Ok(())
 }
 
-/// Sets what the reader of `fd` takes undone: checksums, and TCP super-frames with or without CWR.
-pub(super) fn set_offloads(fd: BorrowedFd<'_>) -> io::Result<()> {
+/// Sets what the reader of `fd` takes undone: checksums, TCP super-frames with or without CWR, and
+/// UDP super-frames where the kernel knows them (Linux 6.2). Returns whether it does.
+pub(super) fn set_offloads(fd: BorrowedFd<'_>) -> io::Result<bool> {
     const TUN_F_CSUM: usize = 0x01;
     const TUN_F_TSO4: usize = 0x02;
     const TUN_F_TSO6: usize = 0x04;
     const TUN_F_TSO_ECN: usize = 0x08;
+    // Both or neither.
+    const TUN_F_USO: usize = 0x20 | 0x40;
+    let set = |offloads| {
+        // SAFETY: the opcode takes flags by value and touches no memory of ours.
+        let setter = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(offloads) };
+        // SAFETY: `setter` holds the flags that the opcode takes.
+        unsafe { ioctl::ioctl(fd, setter) }
+    };
     let offloads = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
-    // SAFETY: the opcode takes flags by value and touches no memory of ours.
-    let setter = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(offloads) };
-    // SAFETY: `setter` holds the flags that the opcode takes.
-    unsafe { ioctl::ioctl(fd, setter) }?;
-    Ok(())
+    match set(offloads | TUN_F_USO) {
+        Ok(()) => Ok(true),
+        Err(_) => Ok(set(offloads).map(|()| false)?),
+    }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use usernet_core::drops::DropReason;
 use usernet_core::network::UdpVia;
+use usernet_core::offload::{SegmentKind, Segmentation};
 use usernet_core::table::Endpoint;
-use usernet_testkit::{Faults, Peer, Sim, SmolGuest};
+use usernet_testkit::{Faults, GuestConfig, Peer, Sim, SmolGuest, Unfinished, udp_super_frame};
 
-use super::{GATEWAY, one_guest};
+use super::{GATEWAY, GATEWAY_MAC, one_guest};
 
 const GUEST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 15));
 
@@ -138,5 +139,90 @@ fn pings_are_answered_by_the_gateway_and_from_outside() {
     assert_eq!(sim.net.ping_flows().len(), 1);
     sim.pass(Duration::from_secs(70));
     assert_eq!((sim.net.ping_flows().len(), sim.closed.len()), (0, 1));
+    sim.finish();
+}
+
+fn super_frame(payload: &[u8], segment: u16) -> Unfinished {
+    let mac = GuestConfig::default().mac;
+    let IpAddr::V4(guest) = GUEST else { unreachable!() };
+    udp_super_frame(GATEWAY_MAC, mac, (guest, 4000), (Ipv4Addr::new(192, 0, 2, 1), 7), payload, segment)
+}
+
+#[test]
+fn a_super_frame_leaves_as_its_datagrams() {
+    let (mut sim, port) = guest();
+    let payload: Vec<u8> = (0..=255).cycle().take(2500).collect();
+    sim.unfinished(port, &super_frame(&payload, 1000));
+    let sent: Vec<_> = sim.datagrams.iter().map(|(_, to, payload)| (to.to_string(), &payload[..])).collect();
+    let to = || "192.0.2.1:7".to_string();
+    assert_eq!(sent, [(to(), &payload[..1000]), (to(), &payload[1000..2000]), (to(), &payload[2000..])]);
+    // As many as one may stand for.
+    sim.unfinished(port, &super_frame(&[7; 12_800], 100));
+    assert_eq!(sim.datagrams.len(), 3 + 128);
+    assert_eq!(sim.net.udp_flows().iter().next().unwrap().1.flow.bytes_out, 2500 + 12_800);
+    assert_eq!(sim.net.drops().iter().count(), 0);
+    sim.finish();
+}
+
+#[test]
+fn a_super_frame_that_contradicts_itself_is_dropped_and_counted() {
+    let (mut sim, port) = guest();
+    let good = super_frame(&[7; 2500], 1000);
+    let with = |change: fn(&mut Segmentation)| {
+        let mut frame = good.clone();
+        change(frame.offload.segmentation.as_mut().unwrap());
+        frame
+    };
+    let mut short = good.clone();
+    // The UDP header counts one datagram only.
+    short.bytes[38..40].copy_from_slice(&1008_u16.to_be_bytes());
+    let bad = [
+        with(|it| it.size = 0),
+        with(|it| it.size = 2500),
+        with(|it| it.size = 60_000),
+        with(|it| it.size = 19),
+        with(|it| it.header_len = 34),
+        with(|it| it.header_len = u16::MAX),
+        with(|it| it.kind = SegmentKind::Tcp4),
+        short,
+    ];
+    for (count, frame) in (1..).zip(&bad) {
+        sim.unfinished(port, frame);
+        assert_eq!(sim.net.drops().of(DropReason::UdpSegmentation), count, "{:?}", frame.offload);
+    }
+    // Nor is a query to the DNS address several.
+    let IpAddr::V4(guest) = GUEST else { unreachable!() };
+    let mac = GuestConfig::default().mac;
+    let dns = (Ipv4Addr::new(10, 0, 2, 3), 53);
+    sim.unfinished(port, &udp_super_frame(GATEWAY_MAC, mac, (guest, 4000), dns, &[0; 100], 50));
+    assert_eq!(sim.net.drops().of(DropReason::UdpSegmentation), 9);
+    assert_eq!((sim.datagrams.len(), sim.queries, sim.net.udp_flows().len()), (0, 0, 0));
+    sim.finish();
+}
+
+#[test]
+fn joined_datagrams_arrive_one_by_one_at_a_guest_that_takes_no_super_frames() {
+    let (mut sim, port) = guest();
+    sim.echoes = false;
+    let socket = sim.guest(port).udp(4000);
+    sim.guest(port).udp_send(socket, v4("192.0.2.1:7"), b"hello");
+    sim.pass(Duration::from_secs(3));
+    let flow = sim.net.udp_flows().iter().next().unwrap().0;
+    let from = |addr: &str| addr.parse::<SocketAddr>().unwrap();
+    let payload: Vec<u8> = (0..=255).cycle().take(2500).collect();
+    assert_eq!(sim.datagrams_to_flow(flow, from("192.0.2.1:7"), &payload, 1000), Ok(()));
+    sim.pass(Duration::from_secs(1));
+    let received: Vec<_> =
+        sim.guest(port).udp_received(socket).into_iter().map(|(_, payload)| payload).collect();
+    assert_eq!(received, [&payload[..1000], &payload[1000..2000], &payload[2000..]]);
+
+    // Each of them counts where they are not for the guest.
+    let filtered = sim.datagrams_to_flow(flow, from("192.0.2.9:7"), &payload, 1000);
+    assert_eq!(filtered, Err(DropReason::UdpFiltered));
+    assert_eq!(sim.net.drops().of(DropReason::UdpFiltered), 3);
+    // The bound is the wire packet's, not the sum's.
+    let long = sim.datagrams_to_flow(flow, from("192.0.2.1:7"), &[7; 4000], 1473);
+    assert_eq!(long, Err(DropReason::Fragment));
+    assert_eq!(sim.net.drops().of(DropReason::Fragment), 3);
     sim.finish();
 }

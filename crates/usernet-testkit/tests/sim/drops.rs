@@ -9,10 +9,9 @@ use usernet_core::tcp::SeqNumber;
 use usernet_core::wire::{MacAddr, TcpFlags, TcpHeader};
 use usernet_testkit::{Faults, GuestConfig, Peer, Sim, SmolGuest, tcp_frame, udp_frame};
 
-use super::{GATEWAY, PORT, config};
+use super::{GATEWAY, GATEWAY_MAC, PORT, config};
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-const GATEWAY_MAC: MacAddr = MacAddr([0x52, 0x55, 10, 0, 2, 2]);
 const ADDR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 77);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 

@@ -17,9 +17,11 @@ use std::time::Duration;
 
 use usernet_core::network::Config;
 use usernet_core::port::PortId;
+use usernet_core::wire::MacAddr;
 use usernet_testkit::{App, Faults, GuestConfig, Peer, Sim, SmolGuest, StreamId, digest_of};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+const GATEWAY_MAC: MacAddr = MacAddr([0x52, 0x55, 10, 0, 2, 2]);
 
 /// The port that peers of these tests listen on.
 const PORT: u16 = 80;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TryRecvError, TrySendError};
 
 use tokio::sync::oneshot;
+use usernet_core::datagrams::Datagrams;
 use usernet_core::network::DnsQuery;
 use usernet_core::offload::Offload;
 use usernet_core::port::PortId;
@@ -86,8 +87,15 @@ pub(crate) enum Handed {
     FromGuest { port: PortId, frame: Vec<u8>, offload: Offload },
     /// A connection for a guest.
     Accepted { guest: Endpoint, peer: SocketAddr, end: Box<TcpEnd> },
-    /// A datagram for a guest, which came to a forwarded port.
-    Forwarded { forward: u32, guest: Endpoint, from: SocketAddr, to: Option<IpAddr>, payload: Vec<u8> },
+    /// Datagrams for a guest, which came to a forwarded port.
+    Forwarded {
+        forward: u32,
+        guest: Endpoint,
+        from: SocketAddr,
+        to: Option<IpAddr>,
+        datagrams: Datagrams,
+        payload: Vec<u8>,
+    },
 }
 
 /// Sends commands to a worker and wakes it.

@@ -4,13 +4,17 @@ use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 
+use usernet_core::datagrams::Datagrams;
 use usernet_core::drops::DropReason;
 use usernet_core::host::HostError;
 use usernet_core::network::{DnsQuery, UdpVia};
+use usernet_core::port::PortId;
 use usernet_core::table::{FlowId, FlowKind};
-use usernet_core::wire::{ICMP_HEADER_LEN, IcmpError, UDP_FRAME_HEADERS};
+use usernet_core::wire::{Headers, ICMP_HEADER_LEN, IcmpError, UDP_FRAME_HEADERS};
 use usernet_dns::Transport;
 use usernet_host::epoll::{Event, Interest};
+use usernet_host::inbox::{self, Batch};
+use usernet_host::outbox::{Outbox, Unsent};
 use usernet_host::ping::PingEnd;
 use usernet_host::udp::UdpEnd;
 use usernet_host::{Envelope, QueuedError};
@@ -18,8 +22,11 @@ use usernet_host::{Envelope, QueuedError};
 use super::port::Sent;
 use super::{Command, Worker, slot};
 
-/// Messages that one socket may hand in before the others have their turn.
+/// Messages that one ping socket may hand in before the others have their turn, and errors that any
+/// may.
 const BUDGET: usize = 64;
+/// Batches that one UDP socket may.
+const BATCHES: usize = 4;
 /// The largest UDP payload over IPv4.
 const MAX_DATAGRAM: usize = 65_507;
 
@@ -36,7 +43,7 @@ enum Next {
 
 /// The socket of a UDP flow.
 pub(super) struct UdpSlot {
-    flow: FlowId,
+    pub(super) flow: FlowId,
     end: UdpEnd,
     /// It is on the list of those to read, or waits for room in its guest's link.
     ready: bool,
@@ -44,47 +51,71 @@ pub(super) struct UdpSlot {
 
 /// The socket of a ping flow.
 pub(super) struct PingSlot {
-    flow: FlowId,
+    pub(super) flow: FlowId,
     end: PingEnd,
     ready: bool,
 }
 
+/// Datagrams of a batch of frames that leave by one socket.
+#[derive(Default)]
+pub(super) struct Leaving<'a> {
+    /// Of which flow they are; none as long as there are none.
+    by: Option<(FlowId, UdpVia)>,
+    outbox: Outbox<'a>,
+}
+
 impl Worker {
-    pub(super) fn send_udp(
+    /// Puts datagrams behind those that leave already. Those of another flow are sent first.
+    pub(super) fn gather_udp<'a>(
         &mut self,
-        flow: FlowId,
-        via: UdpVia,
-        to: SocketAddr,
-        payload: &[IoSlice<'_>],
-        ttl: u8,
+        leaving: &mut Leaving<'a>,
+        (flow, via): (FlowId, UdpVia),
+        (to, ttl): (SocketAddr, u8),
+        datagrams: Datagrams,
+        slices: impl FnOnce(&mut Vec<IoSlice<'a>>),
     ) {
-        let outcome = match via {
-            UdpVia::Forward { forward, local } => {
-                let envelope = Envelope { to, from: local, ttl: Some(ttl), tos: 0 };
-                self.udp_forwards.get(&forward).map(|end| end.send(payload, &envelope))
-            }
-            UdpVia::Own { guest_port } => {
-                let envelope = Envelope { to, from: None, ttl: Some(ttl), tos: 0 };
-                self.udp_end(flow, to, guest_port).map(|end| end.send(payload, &envelope))
-            }
+        if leaving.by != Some((flow, via)) {
+            self.send_udp(leaving);
+            leaving.by = Some((flow, via));
+        }
+        let from = match via {
+            UdpVia::Forward { local, .. } => local,
+            UdpVia::Own { .. } => None,
         };
-        match outcome {
-            Some(Ok(())) => {}
-            Some(Err(HostError::Exhausted)) => self.count_drop(flow, DropReason::UdpSend),
-            Some(Err(error)) => {
+        leaving.outbox.push(Envelope { to, from, ttl: Some(ttl), tos: 0 }, datagrams, slices);
+    }
+
+    /// Sends what leaves.
+    pub(super) fn send_udp(&mut self, Leaving { by, outbox }: &mut Leaving<'_>) {
+        let (Some((flow, via)), Some(to)) = (by.take(), outbox.first_to()) else { return };
+        let end = match via {
+            UdpVia::Forward { forward, .. } => self.udp_forwards.get(&forward).map(|end| &**end),
+            UdpVia::Own { guest_port } => self.udp_end(flow, to.ip(), guest_port),
+        };
+        let mut lost = Vec::new();
+        match end {
+            Some(end) => end.send(outbox, |unsent| lost.push(unsent)),
+            None => {
+                outbox.clear();
+                self.parts.core.udp_failed(flow, DropReason::HostExhausted);
+            }
+        }
+        for Unsent { to, datagrams, error } in lost {
+            for _ in 0..datagrams {
                 self.count_drop(flow, DropReason::UdpSend);
+            }
+            if error != HostError::Exhausted {
                 self.parts.core.udp_error(flow, to, icmp_error(error), None);
             }
-            None => self.parts.core.udp_failed(flow, DropReason::HostExhausted),
         }
     }
 
     /// The flow's own socket, opened when it has none yet.
-    fn udp_end(&mut self, flow: FlowId, to: SocketAddr, guest_port: u16) -> Option<&UdpEnd> {
+    fn udp_end(&mut self, flow: FlowId, to: IpAddr, guest_port: u16) -> Option<&UdpEnd> {
         let poll = &self.parts.poll;
         let slot = slot(&mut self.udp, flow.index);
         if slot.as_ref().is_none_or(|slot| slot.flow != flow) {
-            let end = UdpEnd::open(any_address(to.ip()), guest_port).ok()?;
+            let end = UdpEnd::open(any_address(to), guest_port).ok()?;
             poll.add(end.as_fd(), flow.to_token(), Interest::Read).ok()?;
             *slot = Some(UdpSlot { flow, end, ready: false });
         }
@@ -195,7 +226,8 @@ impl Worker {
         for _ in 0..self.ready_flows.len() {
             let Some(flow) = self.ready_flows.pop_front() else { break };
             let mut next = Next::More;
-            for _ in 0..BUDGET {
+            let budget = if flow.kind == FlowKind::Udp { BATCHES } else { BUDGET };
+            for _ in 0..budget {
                 next = match flow.kind {
                     FlowKind::Udp => self.receive_udp(flow),
                     _ => self.receive_ping(flow),
@@ -216,21 +248,50 @@ impl Worker {
         }
     }
 
-    /// Takes in one datagram.
+    /// Takes in a batch of datagrams.
     fn receive_udp(&mut self, flow: FlowId) -> Next {
         let Some(port) = self.parts.core.port_of(flow) else { return Next::Drained };
-        let Self { ports, udp, parts, now, .. } = self;
-        let core = &mut parts.core;
-        let slot = udp.get(flow.index as usize).and_then(Option::as_ref).filter(|slot| slot.flow == flow);
-        let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return Next::Drained };
-        let mut more = false;
-        let outcome = entry.fill((UDP_FRAME_HEADERS, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
-            let received = slot.end.receive(room).ok().flatten()?;
-            more = true;
-            let (_, headers) = core.udp_from_host(flow, received.from, received.len, *now).ok()?;
-            Some((headers, received.len))
-        });
+        let Some(entry) = self.ports.get_mut(&port) else { return Next::Drained };
+        // What comes then finds room, if the largest datagram does.
+        let room = entry.fill((UDP_FRAME_HEADERS, MAX_DATAGRAM, MAX_DATAGRAM), |_| None);
+        match self.sent(port, room) {
+            Some(Sent::Nothing) => {}
+            other => return self.after_receive(port, flow, other, false),
+        }
+        let slot = self.udp.get(flow.index as usize).and_then(Option::as_ref);
+        let Some(slot) = slot.filter(|slot| slot.flow == flow) else { return Next::Drained };
+        if slot.end.receive(&mut self.inbox).is_err() {
+            return Next::Drained;
+        }
+        let more = self.inbox.is_full();
+        let mut outcome = Some(Sent::Nothing);
+        let mut next = 0;
+        while let Some(batch) = self.inbox.batch(next) {
+            next = batch.messages.end;
+            if let Ok((_, headers)) =
+                self.parts.core.udp_from_host(flow, batch.from, batch.datagrams, self.now)
+            {
+                outcome = self.send_received(port, &headers, &batch);
+            }
+        }
         self.after_receive(port, flow, outcome, more)
+    }
+
+    /// Gives a batch of the inbox to a guest, behind `headers`. Without room it is dropped and counted.
+    pub(super) fn send_received(&mut self, port: PortId, headers: &Headers, batch: &Batch) -> Option<Sent> {
+        let entry = self.ports.get_mut(&port)?;
+        let mut parts = [IoSlice::new(&[]); 1 + inbox::MESSAGES];
+        let slices = std::iter::once(IoSlice::new(headers)).chain(self.inbox.payload(batch));
+        parts.iter_mut().zip(slices).for_each(|(part, slice)| *part = slice);
+        let parts = parts.get(..=batch.messages.len()).unwrap_or_default();
+        let outcome = entry.send(parts, headers.offload);
+        let sent = self.sent(port, outcome);
+        if let Some(Sent::Full | Sent::Never) = sent {
+            for _ in 0..batch.datagrams.count() {
+                self.parts.core.count_drop(port, DropReason::LinkFull);
+            }
+        }
+        sent
     }
 
     fn receive_ping(&mut self, flow: FlowId) -> Next {
@@ -254,17 +315,12 @@ impl Worker {
             let (_, headers) = core.ping_from_host(flow, received.from.ip(), header, len, ttl, *now).ok()?;
             Some((headers, len))
         });
-        self.after_receive(port, flow, outcome, more)
+        let sent = self.sent(port, outcome);
+        self.after_receive(port, flow, sent, more)
     }
 
-    fn after_receive(
-        &mut self,
-        port: usernet_core::port::PortId,
-        flow: FlowId,
-        outcome: Result<Sent, usernet_link::LinkError>,
-        more: bool,
-    ) -> Next {
-        match self.sent(port, outcome) {
+    fn after_receive(&mut self, port: PortId, flow: FlowId, sent: Option<Sent>, more: bool) -> Next {
+        match sent {
             // The rest waits in the socket, which drops what it has no room for.
             Some(Sent::Full) => {
                 if let Some(entry) = self.ports.get_mut(&port) {

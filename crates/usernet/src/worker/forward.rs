@@ -1,21 +1,22 @@
 //! Forwarded ports: connections and datagrams from the host to a guest.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use usernet_core::table::Endpoint;
-use usernet_host::epoll::Interest;
+use usernet_host::epoll::{Event, Interest};
 use usernet_host::listen::{Accept, TcpForward};
 use usernet_host::udp::UdpEnd;
 
 use super::{Worker, token};
 use crate::{Error, ForwardInfo, ForwardProtocol, ForwardRule};
 
-/// Connections or datagrams that one forward may hand in before the others have their turn.
+/// Connections that one forward may hand in before the others have their turn.
 const BUDGET: usize = 64;
-const MAX_DATAGRAM: usize = 65_507;
+/// Batches of datagrams that it may hand in.
+const BATCHES: usize = 4;
 
 /// A bound socket of a forwarded port.
 pub(crate) enum Listener {
@@ -130,21 +131,24 @@ impl Worker {
     }
 
     /// Takes in what epoll tells of a forward.
-    pub(super) fn forward_ready(&mut self, id: u32) {
-        if let Some(forward) = self.forwards.get_mut(&id)
-            && !std::mem::replace(&mut forward.ready, true)
+    pub(super) fn forward_ready(&mut self, id: u32, event: Event) {
+        let Some(forward) = self.forwards.get_mut(&id) else { return };
+        // Nobody is told of them: the guest that answered may not have asked.
+        if event.error()
+            && let Listener::Udp(end) = &forward.listener
         {
+            while end.take_error(&mut []).is_some() {}
+        }
+        if !std::mem::replace(&mut forward.ready, true) {
             self.ready_forwards.push_back(id);
         }
     }
 
     pub(super) fn read_forward(&mut self, id: u32) {
-        for _ in 0..BUDGET {
-            let Some(forward) = self.forwards.get(&id) else { return };
-            let next = match &forward.listener {
-                Listener::Tcp(_) => self.accept(id),
-                Listener::Udp(_) => self.receive_forwarded(id),
-            };
+        let Some(forward) = self.forwards.get(&id) else { return };
+        let is_tcp = matches!(forward.listener, Listener::Tcp(_));
+        for _ in 0..if is_tcp { BUDGET } else { BATCHES } {
+            let next = if is_tcp { self.accept(id) } else { self.receive_forwarded(id) };
             match next {
                 Next::More => {}
                 Next::Parked => return self.park(id),
@@ -193,17 +197,19 @@ impl Worker {
         let Some(Forward { listener: Listener::Udp(end), guest, .. }) = self.forwards.get(&id) else {
             return Next::Drained;
         };
-        while end.take_error(&mut []).is_some() {}
-        let mut buffer = vec![0; MAX_DATAGRAM];
-        let Ok(Some(received)) = end.receive(&mut [IoSliceMut::new(&mut buffer)]) else {
-            return Next::Drained;
-        };
         let guest = *guest;
-        if let Some(forward) = self.forwards.get_mut(&id) {
-            forward.accepted += 1;
+        if end.receive(&mut self.inbox).is_err() {
+            return Next::Drained;
         }
-        let payload = buffer.get(..received.len).unwrap_or_default();
-        self.take_forwarded(id, guest, (received.from, received.to), payload);
-        Next::More
+        if let Some(forward) = self.forwards.get_mut(&id) {
+            forward.accepted += self.inbox.datagrams() as u64;
+        }
+        let more = self.inbox.is_full();
+        let mut next = 0;
+        while let Some(batch) = self.inbox.batch(next) {
+            next = batch.messages.end;
+            self.take_forwarded(id, guest, &batch);
+        }
+        if more { Next::More } else { Next::Drained }
     }
 }

@@ -28,6 +28,7 @@ use usernet_core::table::{FlowId, FlowKind};
 use usernet_core::time::Instant;
 use usernet_dns::Resolver;
 use usernet_host::epoll::{Event, Events, Interest, Poll, Waker};
+use usernet_host::inbox::Inbox;
 use usernet_host::udp::UdpEnd;
 
 use crate::capture::Capture;
@@ -79,6 +80,8 @@ pub(crate) struct Worker {
     tcp: Vec<Option<TcpSlot>>,
     udp: Vec<Option<UdpSlot>>,
     ping: Vec<Option<PingSlot>>,
+    /// What was just read from a UDP socket.
+    inbox: Inbox,
     /// The forwards, all with the first worker.
     forwards: BTreeMap<u32, Forward>,
     next_forward: u32,
@@ -111,6 +114,7 @@ impl Worker {
             tcp: Vec::new(),
             udp: Vec::new(),
             ping: Vec::new(),
+            inbox: Inbox::new(),
             forwards: BTreeMap::new(),
             next_forward: 1,
             udp_forwards: BTreeMap::new(),
@@ -185,7 +189,7 @@ impl Worker {
         match event.token & token::KIND {
             token::RX => self.link_readable(PortId(number)),
             token::TX => self.link_writable(PortId(number)),
-            token::FORWARD => self.forward_ready(number),
+            token::FORWARD => self.forward_ready(number, event),
             _ => self.handle_commands(),
         }
     }
@@ -236,8 +240,13 @@ impl Worker {
         let index = flow.index as usize;
         match flow.kind {
             FlowKind::Tcp => {}
-            FlowKind::Udp => drop(self.udp.get_mut(index).and_then(Option::take)),
-            FlowKind::Ping => drop(self.ping.get_mut(index).and_then(Option::take)),
+            // A later flow may have the place already.
+            FlowKind::Udp => {
+                drop(self.udp.get_mut(index).and_then(|slot| slot.take_if(|it| it.flow == flow)))
+            }
+            FlowKind::Ping => {
+                drop(self.ping.get_mut(index).and_then(|slot| slot.take_if(|it| it.flow == flow)))
+            }
         }
     }
 

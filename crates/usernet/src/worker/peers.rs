@@ -10,6 +10,7 @@ use usernet_core::offload::Offload;
 use usernet_core::port::{PortId, WorkerId};
 use usernet_core::table::{Endpoint, FlowId};
 use usernet_host::epoll::Waker;
+use usernet_host::inbox::Batch;
 use usernet_host::tcp::TcpEnd;
 use usernet_link::{LinkError, LinkRx};
 
@@ -80,24 +81,20 @@ impl Worker {
         self.hand_accepted(to, guest, peer.to_socket_addr(), end);
     }
 
-    /// Takes a datagram that came to a forwarded port, here or where its guest is.
-    pub(super) fn take_forwarded(
-        &mut self,
-        forward: u32,
-        guest: Endpoint,
-        (from, to): (SocketAddr, Option<IpAddr>),
-        payload: &[u8],
-    ) {
+    /// Takes datagrams that came to a forwarded port, here or where its guest is.
+    pub(super) fn take_forwarded(&mut self, forward: u32, guest: Endpoint, batch: &Batch) {
+        let &Batch { from, to, datagrams, .. } = batch;
         if let Some(worker) = self.parts.core.elsewhere(guest.addr) {
-            let handed = Handed::Forwarded { forward, guest, from, to, payload: payload.to_vec() };
+            let payload = self.inbox.payload(batch).flat_map(|part| part.to_vec()).collect();
+            let handed = Handed::Forwarded { forward, guest, from, to, datagrams, payload };
             if !self.post(worker, Command::Handed(handed)) {
                 self.parts.core.count_lost(DropReason::WorkerBusy);
             }
             return;
         }
-        let outcome = self.parts.core.udp_from_forward(forward, guest, from, to, payload.len(), self.now);
+        let outcome = self.parts.core.udp_from_forward(forward, guest, from, to, datagrams, self.now);
         if let Ok((port, headers)) = outcome {
-            self.send(port, &[IoSlice::new(&headers), IoSlice::new(payload)], headers.offload);
+            self.send_received(port, &headers, batch);
         }
     }
 
@@ -115,8 +112,13 @@ impl Worker {
                 self.drain_outputs();
             }
             Handed::Accepted { guest, peer, end } => self.take_accepted(guest, peer, *end),
-            Handed::Forwarded { forward, guest, from, to, payload } => {
-                self.take_forwarded(forward, guest, (from, to), &payload);
+            Handed::Forwarded { forward, guest, from, to, datagrams, payload } => {
+                let core = &mut self.parts.core;
+                if let Ok((port, headers)) =
+                    core.udp_from_forward(forward, guest, from, to, datagrams, self.now)
+                {
+                    self.send(port, &[IoSlice::new(&headers), IoSlice::new(&payload)], headers.offload);
+                }
             }
         }
     }

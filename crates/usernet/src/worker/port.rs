@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 
 use tokio::sync::oneshot;
+use usernet_core::datagrams::Datagrams;
 use usernet_core::drops::DropReason;
 use usernet_core::network::Verdict;
 use usernet_core::offload::Offload;
@@ -12,6 +13,7 @@ use usernet_core::wire::Headers;
 use usernet_host::epoll::Interest;
 use usernet_link::{Link, LinkError, LinkRx, LinkTx, RxFrame};
 
+use super::datagram::Leaving;
 use super::stream::Gathered;
 use super::{Command, Worker, token};
 use crate::capture;
@@ -161,6 +163,7 @@ impl Worker {
 
     pub(super) fn handle_batch(&mut self, port: PortId, rx: &dyn LinkRx, frames: usize) {
         let mut gathered: Vec<Gathered<'_>> = Vec::new();
+        let mut leaving = Leaving::default();
         let mut slices = Vec::new();
         for index in 0..frames {
             let verdict = self.parts.core.handle_frame(port, &RxFrame { rx, index }, self.now);
@@ -182,9 +185,11 @@ impl Worker {
                     rx.slices(index, payload, &mut slices);
                     self.keep(flow, at, &slices);
                 }
-                Verdict::Udp { flow, via, to, payload, ttl } => {
-                    rx.slices(index, payload, &mut slices);
-                    self.send_udp(flow, via, to, &slices, ttl);
+                Verdict::Udp { flow, via, to, payload, segment, ttl } => {
+                    let datagrams = Datagrams { len: payload.len(), segment };
+                    self.gather_udp(&mut leaving, (flow, via), (to, ttl), datagrams, |slices| {
+                        rx.slices(index, payload, slices);
+                    });
                 }
                 Verdict::Ping { flow, ident, to, message, ttl } => {
                     let mut header = [0; usernet_core::wire::ICMP_HEADER_LEN];
@@ -220,6 +225,7 @@ impl Worker {
         for batch in gathered {
             self.write_gathered(batch);
         }
+        self.send_udp(&mut leaving);
     }
 
     /// Gives a whole frame to a guest. Without room it is dropped and counted.
@@ -227,12 +233,7 @@ impl Worker {
         let Some(entry) = self.ports.get_mut(&port) else {
             return self.send_elsewhere(port, frame, offload);
         };
-        let len = frame.iter().map(|part| part.len()).sum();
-        let outcome = entry.with_room(|tx| match tx.send(frame, offload) {
-            Ok(true) => Room::Used(Ok(len)),
-            Ok(false) => Room::None,
-            Err(error) => Room::Used(Err(error)),
-        });
+        let outcome = entry.send(frame, offload);
         if let Some(Sent::Full | Sent::Never) = self.sent(port, outcome) {
             self.parts.core.count_drop(port, DropReason::LinkFull);
         }
@@ -331,6 +332,16 @@ impl Port {
                 }
                 None => Room::Unused,
             }
+        })
+    }
+
+    /// Gives a whole frame to the link.
+    pub(super) fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> Result<Sent, LinkError> {
+        let len = frame.iter().map(|part| part.len()).sum();
+        self.with_room(|tx| match tx.send(frame, offload) {
+            Ok(true) => Room::Used(Ok(len)),
+            Ok(false) => Room::None,
+            Err(error) => Room::Used(Err(error)),
         })
     }
 
