@@ -7,13 +7,13 @@ use std::time::Duration;
 use arbitrary::{Result, Unstructured};
 use usernet_core::datagrams::Datagrams;
 use usernet_core::host::{HostError, HostEvent, PeekEnd};
-use usernet_core::network::{Config, DnsQuery, Limits, Network, Output, TcpOp, Verdict};
+use usernet_core::network::{Config, DnsQuery, Limits, MAX_DATAGRAMS, Network, Output, TcpOp, Verdict};
 use usernet_core::port::PortId;
 use usernet_core::table::{Endpoint, FlowId, FlowKind};
 use usernet_core::tcp::SeqNumber;
 use usernet_core::time::Instant;
 use usernet_core::wire::{Headers, IcmpError, MacAddr, TcpFlags, TcpHeader};
-use usernet_testkit::{Segment, finish, tcp_frame, udp_frame};
+use usernet_testkit::{Segment, Unfinished, finish, tcp_frame, udp_frame, udp_super_frame};
 
 const GATEWAY: MacAddr = MacAddr([0x52, 0x55, 10, 0, 2, 2]);
 const STEPS: usize = 400;
@@ -91,7 +91,7 @@ impl World {
                 let (which, len) = data.arbitrary::<(bool, u8)>()?;
                 let len = usize::from(len).min(data.len());
                 let frame = data.bytes(len)?.to_vec();
-                self.frame(usize::from(which), &frame);
+                self.frame(usize::from(which), frame.into());
             }
             1..=4 => self.answer(data)?,
             5 | 6 => self.syn(data)?,
@@ -149,25 +149,33 @@ impl World {
     }
 
     /// Hands in a frame, with some of its bytes changed.
-    fn mutated(&mut self, which: usize, mut frame: Vec<u8>, data: &mut Unstructured<'_>) -> Result<()> {
+    fn mutated(
+        &mut self,
+        which: usize,
+        frame: impl Into<Unfinished>,
+        data: &mut Unstructured<'_>,
+    ) -> Result<()> {
+        let mut frame = frame.into();
         for _ in 0..data.arbitrary::<u8>()?.saturating_sub(200) % 8 {
             let (at, byte) = data.arbitrary::<(u8, u8)>()?;
             match byte {
-                0xfe => frame.truncate(at.into()),
+                0xfe => frame.bytes.truncate(at.into()),
                 _ => {
-                    if let Some(old) = frame.get_mut(usize::from(at)) {
+                    if let Some(old) = frame.bytes.get_mut(usize::from(at)) {
                         *old = byte;
                     }
                 }
             }
         }
-        self.frame(which, &frame);
+        self.frame(which, frame);
         Ok(())
     }
 
-    fn frame(&mut self, which: usize, frame: &[u8]) {
+    fn frame(&mut self, which: usize, frame: Unfinished) {
         let port = self.ports[which];
-        match self.net.handle_frame(port, frame, self.now) {
+        let verdict = self.net.handle_frame(port, &frame, self.now);
+        let frame = frame.bytes;
+        match verdict {
             Verdict::Tcp { flow, payload, .. } => {
                 let len = frame[payload].len() as u32;
                 let end = self.ends.get(&flow).expect("bytes for a flow without a host end");
@@ -177,8 +185,9 @@ impl World {
                 self.net.tcp_event(flow, HostEvent::Wrote { len: took, kept }, self.now);
             }
             Verdict::Keep { payload, .. } => assert!(!frame[payload].is_empty()),
-            Verdict::Udp { flow, payload, .. } => {
-                let _ = &frame[payload];
+            Verdict::Udp { flow, payload, segment, .. } => {
+                let datagrams = Datagrams { len: frame[payload].len(), segment };
+                assert!(datagrams.count() <= MAX_DATAGRAMS);
                 self.datagram_flows.push(flow);
             }
             Verdict::Ping { flow, message, .. } => {
@@ -258,8 +267,14 @@ impl World {
         let to = (Self::addr(data)?, *data.choose(&[53, 67, 7, 9, 0])?);
         let payload = data.bytes(usize::from(len).min(data.len()))?;
         let from = (Self::guest(which), u16::from(src_port % 8));
-        let frame = udp_frame(GATEWAY, Self::mac(which), from, to, payload);
-        self.mutated(which, frame, data)
+        let (gateway, mac) = (GATEWAY, Self::mac(which));
+        match src_port >> 3 {
+            0..24 => self.mutated(which, udp_frame(gateway, mac, from, to, payload), data),
+            segment => {
+                let frame = udp_super_frame(gateway, mac, from, to, payload, u16::from(segment - 24) * 16);
+                self.mutated(which, frame, data)
+            }
+        }
     }
 
     /// ARP, an echo request, a fragment.

@@ -16,6 +16,7 @@
     reason = "a lab: whatever goes wrong here is the failure of a test"
 )]
 
+pub mod bursts;
 pub mod daemon;
 pub mod dns;
 pub mod noise;

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
-use crate::{Noise, sha256};
+use crate::{Noise, bursts, sha256};
 
 /// Serves every connection with `serve` on a thread of its own, for as long as the test runs. The
 /// address is on all interfaces of the host: guests reach it by the gateway's address too.
@@ -96,6 +96,21 @@ pub fn udp_echo() -> u16 {
             let (length, from) = socket.recv_from(&mut buffer)?;
             // An ICMP error for an earlier answer would be reported here.
             let _ = socket.send_to(&buffer[..length], from);
+        }
+    });
+    port
+}
+
+/// Sends back every burst of datagrams as one, and the digest of what it said to `heard`.
+pub fn udp_burst_echo(heard: std::sync::mpsc::Sender<String>) -> u16 {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    thread::spawn(move || -> io::Result<()> {
+        loop {
+            let burst = bursts::receive(&socket)?;
+            // A test that has ended does not listen any more.
+            let _ = heard.send(sha256(&burst.payload[..])?);
+            bursts::send(&socket, burst.from, &burst.payload, burst.size)?;
         }
     });
     port

@@ -44,8 +44,6 @@ pub struct Received {
     /// Bytes in each of the datagrams that the kernel has joined (`UDP_GRO`), the last may be
     /// shorter; 0: it is one datagram.
     pub segment: u16,
-    /// The buffers were too small, and the rest is lost.
-    pub truncated: bool,
 }
 
 /// Bad news of a datagram (or of a connect) that was sent earlier.
@@ -125,14 +123,7 @@ pub(crate) fn receive(
 impl Received {
     /// Reads a message and what came with it; `None` when it has no sender, as every datagram has.
     pub(crate) fn parse(message: &sys::Message, control: &[u8]) -> Option<Self> {
-        let mut received = Self {
-            len: message.len,
-            from: message.from?,
-            to: None,
-            ttl: None,
-            segment: 0,
-            truncated: message.flags & libc::MSG_TRUNC != 0,
-        };
+        let mut received = Self { len: message.len, from: message.from?, to: None, ttl: None, segment: 0 };
         for (level, kind, data) in controls(control) {
             match (level, kind) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {

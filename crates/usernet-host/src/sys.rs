@@ -18,8 +18,6 @@ pub(crate) struct Message {
     /// Bytes of control messages.
     pub(crate) control: usize,
     pub(crate) from: Option<SocketAddr>,
-    /// `MSG_*`, as `recvmsg` returned them.
-    pub(crate) flags: c_int,
 }
 
 /// Sets a socket option that takes an `int`.
@@ -157,7 +155,7 @@ impl Message {
         // SAFETY: the kernel wrote `msg_namelen` bytes of an address, and zeros follow them.
         let from = unsafe { SockAddr::new(name, header.msg_namelen) };
         let control = header.msg_controllen as _;
-        Self { len, control, from: from.as_socket(), flags: header.msg_flags }
+        Self { len, control, from: from.as_socket() }
     }
 }
 

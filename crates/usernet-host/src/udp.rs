@@ -19,6 +19,10 @@ use crate::inbox::Inbox;
 use crate::outbox::{Outbox, Unsent};
 use crate::sys;
 
+/// Bytes of payload that may wait in a socket, about: what comes in some milliseconds, in which a
+/// worker may not have its turn. The host may give less (`net.core.rmem_max`).
+const RECEIVE_BUFFER: usize = 512 << 10;
+
 /// A UDP socket.
 #[derive(Debug)]
 pub struct UdpEnd {
@@ -93,6 +97,7 @@ impl UdpEnd {
         // Datagrams of one sender and one size may come joined. A kernel that cannot (Linux before 5.0)
         // hands in each of them.
         let _ = sys::set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+        net::sockopt::set_socket_recv_buffer_size(&fd, RECEIVE_BUFFER)?;
         net::bind(&fd, &addr)?;
         let addr = SocketAddr::try_from(net::getsockname(&fd)?)?;
         Ok(Self { fd, addr })

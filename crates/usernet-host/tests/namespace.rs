@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
-use support::{Watch, connect};
+use support::{Watch, connect, send};
 use usernet_core::host::HostError;
 use usernet_host::ping::{PingEnd, ping_allowed};
 use usernet_host::tcp::TcpEnd;
@@ -166,7 +166,7 @@ fn inside_routers_that_say_no() {
         (Envelope { ttl: Some(1), ..envelope(FAR_AWAY) }, HostError::HostUnreachable, (11, 0)),
     ];
     for (envelope, expected, (kind, code)) in outcomes {
-        end.send(&[IoSlice::new(b"hello")], &envelope).unwrap();
+        send(&end, &[b"hello"], envelope).unwrap();
         Watch::new(&end).until(|event| event.error());
         let mut payload = [0; 100];
         let error = end.take_error(&mut payload).unwrap();
@@ -179,6 +179,6 @@ fn inside_routers_that_say_no() {
     let none = UdpEnd::open("::".parse().unwrap(), 0).unwrap();
     let nowhere =
         Envelope { to: SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9)), ..envelope(SILENT) };
-    assert_eq!(none.send(&[IoSlice::new(b"hello")], &nowhere), Err(HostError::NetUnreachable));
+    assert_eq!(send(&none, &[b"hello"], nowhere), Err(HostError::NetUnreachable));
     assert_eq!(TcpEnd::connect(nowhere.to, None).map(drop), Err(HostError::NetUnreachable));
 }

@@ -70,6 +70,10 @@ impl TapLink {
             .and_then(|()| ioctl::set_offloads(fd.as_fd()))
             .map_err(|error| context("the TAP device does not take offloads", error))?;
         rustix::io::ioctl_fionbio(&fd, true)?;
+        Self::with(fd, uso)
+    }
+
+    fn with(fd: OwnedFd, uso: bool) -> io::Result<Link> {
         Ok(Link {
             kind: "tap",
             rx: Box::new(TapRx {

@@ -59,6 +59,12 @@ pub struct Unfinished {
     pub offload: Offload,
 }
 
+impl From<Vec<u8>> for Unfinished {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, offload: Offload::default() }
+    }
+}
+
 impl FrameBytes for Unfinished {
     fn len(&self) -> usize {
         self.bytes.len()

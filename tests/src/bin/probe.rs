@@ -16,8 +16,8 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use usernet_tests::Noise;
 use usernet_tests::noise::{hex, unhex};
+use usernet_tests::{Noise, bursts, sha256};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -27,6 +27,9 @@ fn main() {
     let result = match *arguments.as_slice() {
         ["connect", peer] => connect(peer),
         ["udp", peer, text] => udp(peer, text),
+        ["burst", peer, seed, size, count] => {
+            burst(peer, seed.parse().unwrap(), size.parse().unwrap(), count.parse().unwrap())
+        }
         ["send", peer, seed, length] => send(peer, seed.parse().unwrap(), length.parse().unwrap()),
         ["receive-then-send", peer, seed, length] => {
             receive_then_send(peer, seed.parse().unwrap(), length.parse().unwrap())
@@ -60,6 +63,19 @@ fn udp(peer: &str, text: &str) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 16];
     let length = socket.recv(&mut buffer)?;
     println!("{}", String::from_utf8_lossy(&buffer[..length]));
+    Ok(())
+}
+
+/// Sends datagrams by one call, the last a byte shorter, and prints how long those are that come back
+/// and the digest of what they say.
+fn burst(peer: &str, seed: u64, size: u16, count: usize) -> io::Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut payload = vec![0; usize::from(size) * count - 1];
+    Noise::new(seed).read_exact(&mut payload)?;
+    bursts::send(&socket, peer.parse().map_err(io::Error::other)?, &payload, size)?;
+    let answer = bursts::receive(&socket)?;
+    println!("{} {}", answer.size, sha256(&answer.payload[..])?);
     Ok(())
 }
 

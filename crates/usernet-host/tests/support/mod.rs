@@ -2,15 +2,20 @@
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
+use usernet_core::datagrams::Datagrams;
 use usernet_core::host::HostError;
+use usernet_host::Envelope;
 use usernet_host::epoll::{Event, Events, Interest, Poll};
+use usernet_host::outbox::Outbox;
 use usernet_host::tcp::TcpEnd;
+use usernet_host::udp::UdpEnd;
 
 pub(crate) const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -112,4 +117,14 @@ impl Dice {
         self.0 ^= self.0 << 17;
         usize::try_from(self.0 % below as u64).unwrap()
     }
+}
+
+/// Sends one datagram.
+pub(crate) fn send(end: &UdpEnd, parts: &[&[u8]], envelope: Envelope) -> Result<(), HostError> {
+    let mut outbox = Outbox::new();
+    let len = parts.iter().map(|part| part.len()).sum();
+    outbox.push(envelope, Datagrams::one(len), |out| out.extend(parts.iter().map(|part| IoSlice::new(part))));
+    let mut outcome = Ok(());
+    end.send(&mut outbox, |unsent| outcome = Err(unsent.error));
+    outcome
 }

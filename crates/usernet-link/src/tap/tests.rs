@@ -260,30 +260,42 @@ fn super_frames_go_both_ways() {
 }
 
 #[test]
-fn a_super_frame_of_udp_is_cut_in_software() {
-    if !in_namespace("a_super_frame_of_udp_is_cut_in_software") {
+fn super_frames_of_udp_arrive_as_datagrams() {
+    if !in_namespace("super_frames_of_udp_arrive_as_datagrams") {
         return;
     }
     let mut tap = Tap::new();
+    assert!(tap.link.tx.capabilities().udp, "Linux before 6.2");
+    udp_super_frames_arrive(&mut tap.link);
+    // The same where the device does not cut.
+    let fd = tap.link.tx.as_fd().try_clone_to_owned().unwrap();
+    let mut without = TapLink::with(fd, false).unwrap();
+    assert!(!without.tx.capabilities().udp);
+    udp_super_frames_arrive(&mut without);
+}
+
+/// Sends a super-frame of UDP in each of the two ways, and sees what comes of it.
+fn udp_super_frames_arrive(link: &mut Link) {
     let socket = UdpSocket::bind((GUEST, 5000)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let template = Template { ipv6: false, udp: true, vlan: false, seq: 0 };
-    let (header, payload) = (template.header(), inspect::payload(3000));
+    let (mut header, payload) = (template.header(), inspect::payload(3000));
+    Ipv4Packet::new_unchecked(&mut header[14..]).set_total_len(3028);
+    Ipv4Packet::new_unchecked(&mut header[14..]).fill_checksum();
+    UdpPacket::new_unchecked(&mut header[34..]).set_len(3008);
+    let sum = checksum::pseudo_header(&OURS.into(), &GUEST.into(), IpProtocol::Udp, 3008);
+    UdpPacket::new_unchecked(&mut header[34..]).set_checksum(sum);
     let offload = Offload {
         checksum: Checksum::Partial { start: 34, offset: 6 },
         segmentation: Some(Segmentation { kind: SegmentKind::Udp, size: 1400, header_len: 42 }),
     };
     let frame = [&header[..], &payload].concat();
-    assert!(
-        tap.link
-            .tx
-            .send(&[&frame[..30], &frame[30..2000], &frame[2000..]].map(IoSlice::new), offload)
-            .unwrap()
-    );
+    let parts = [&frame[..30], &frame[30..2000], &frame[2000..]].map(IoSlice::new);
+    assert!(link.tx.send(&parts, offload).unwrap());
     let mut room = Vec::new();
-    tap.link.tx.reserve(header.len(), 1400, 3000, &mut room);
+    link.tx.reserve(header.len(), 1400, 3000, &mut room);
     room[0].copy_from_slice(&payload);
-    tap.link.tx.commit(&header, 3000, offload).unwrap();
+    link.tx.commit(&header, 3000, offload).unwrap();
     let mut datagram = [0; 2000];
     for _ in 0..2 {
         for expected in payload.chunks(1400) {
@@ -291,6 +303,34 @@ fn a_super_frame_of_udp_is_cut_in_software() {
             assert_eq!(datagram[..len], *expected);
         }
     }
+    assert_eq!(link.tx.dropped(), 0);
+}
+
+#[test]
+fn a_super_frame_of_udp_comes_out_of_the_kernel() {
+    if !in_namespace("a_super_frame_of_udp_comes_out_of_the_kernel") {
+        return;
+    }
+    let mut tap = Tap::new();
+    let socket = UdpSocket::bind((GUEST, 5000)).unwrap();
+    let payload = inspect::payload(30_500);
+    // Datagrams of 1000 bytes, by a control message of 18 bytes: level 17 (UDP), type 103
+    // (UDP_SEGMENT).
+    let mut control = [0; 24];
+    control[..8].copy_from_slice(&18_u64.to_ne_bytes());
+    control[8..12].copy_from_slice(&17_u32.to_ne_bytes());
+    control[12..16].copy_from_slice(&103_u32.to_ne_bytes());
+    control[16..18].copy_from_slice(&1000_u16.to_ne_bytes());
+    let (to, parts) = (std::net::SocketAddr::from((OURS, 4000)).into(), [IoSlice::new(&payload)]);
+    let message = socket2::MsgHdr::new().with_addr(&to).with_buffers(&parts).with_control(&control);
+    assert_eq!(socket2::SockRef::from(&socket).sendmsg(&message, 0).unwrap(), payload.len());
+    let (udp, segmentation) = tap.wait_for(|frame, offload| {
+        ipv4(frame, IpProtocol::Udp).map(|udp| (udp.to_vec(), offload.segmentation.unwrap()))
+    });
+    assert_eq!(segmentation, Segmentation { kind: SegmentKind::Udp, size: 1000, header_len: 42 });
+    assert_eq!(UdpPacket::new_checked(&udp[..]).unwrap().len(), 30_508);
+    assert!(udp[8..] == payload);
+    assert_eq!(tap.link.rx.dropped(), 0);
 }
 
 #[test]
