@@ -43,6 +43,8 @@ use crate::{datagram, sys};
 
 /// Slices that one system call takes (`UIO_MAXIOV`).
 const IOV_MAX: usize = 1024;
+/// What a write uses of the send buffer at least, in bytes: the kernel's own share of it.
+const LEAST_USED: u32 = 2048;
 
 /// The host end of a TCP flow: a TCP socket, or a Unix stream socket with a service at its other
 /// end.
@@ -51,24 +53,30 @@ pub struct TcpEnd {
     fd: OwnedFd,
     kind: Kind,
     queue: Queue,
+    /// The last event told of room to write and of no error: a connect that was under way has succeeded.
+    writable: bool,
     /// The peer's FIN was told by an event, so no event will tell the end of the stream again.
     read_closed: bool,
     /// There has been urgent data, at whose mark the kernel cuts reads short.
     urgent: bool,
+    /// What [`TcpEnd::send_space`] last said, and what was used of it since, in bytes.
+    space: u32,
+    used: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Tcp,
+    Tcp(AddressFamily),
     Unix,
 }
 
 /// Where bytes that the guest has not yet acknowledged wait.
 #[derive(Debug)]
 enum Queue {
-    /// In the socket; `offset` is the kernel's peek offset.
+    /// In the socket; `offset` is the kernel's peek offset, and none before the first peek behind
+    /// the front: without one, every peek begins there.
     Kernel {
-        offset: u32,
+        offset: Option<u32>,
     },
     Ring(Ring),
 }
@@ -121,10 +129,10 @@ impl TcpEnd {
         let fd = fd.into();
         let configure = || {
             rustix::io::ioctl_fionbio(&fd, true)?;
-            configure(&fd)
+            let family = sockopt::socket_domain(&fd)?;
+            Ok(Self::new(Kind::Tcp(family), configure(&fd, family)?, fd))
         };
-        let queue = configure().map_err(host_error)?;
-        Ok(Self::new(fd, Kind::Tcp, queue))
+        configure().map_err(host_error)
     }
 
     /// Takes one end of a Unix stream socket pair; the other belongs to a service.
@@ -134,7 +142,7 @@ impl TcpEnd {
     pub fn from_unix(stream: UnixStream) -> Result<Self, HostError> {
         let fd = OwnedFd::from(stream);
         rustix::io::ioctl_fionbio(&fd, true).map_err(host_error)?;
-        Ok(Self::new(fd, Kind::Unix, Queue::Ring(Ring::default())))
+        Ok(Self::new(Kind::Unix, Queue::Ring(Ring::default()), fd))
     }
 
     /// Says how the connect went, after an event: `Ok(true)` when it has succeeded, `Ok(false)`
@@ -144,20 +152,25 @@ impl TcpEnd {
     /// It failed. ICMP from the way there tells more than the error number does, so it decides
     /// where there was any.
     pub fn finish_connect(&mut self) -> Result<bool, HostError> {
-        let outcome = sockopt::socket_error(&self.fd).map_err(host_error)?;
-        if let Err(errno) = outcome {
-            let told = datagram::take_error(&self.fd, &mut []);
-            return Err(told.map_or_else(|| host_error(errno), |queued| queued.error));
+        if !self.writable {
+            let outcome = sockopt::socket_error(&self.fd).map_err(host_error)?;
+            if let Err(errno) = outcome {
+                let told = datagram::take_error(&self.fd, &mut []);
+                return Err(told.map_or_else(|| host_error(errno), |queued| queued.error));
+            }
+            let Ok(Some(_)) = net::getpeername(&self.fd) else { return Ok(false) };
         }
-        let Ok(Some(_)) = net::getpeername(&self.fd) else { return Ok(false) };
-        // From here on, an ICMP error would end the connection instead of being ridden out.
-        let _ = self.report_icmp(false);
+        if let Kind::Tcp(family) = self.kind {
+            // From here on, an ICMP error would end the connection instead of being ridden out.
+            let _ = datagram::report_errors(&self.fd, family, false);
+        }
         Ok(true)
     }
 
     /// Notes what an event says of the stream. Every event of the descriptor must pass here before
     /// the peek that it leads to.
     pub fn note(&mut self, event: Event) {
+        self.writable = event.writable() && !event.error() && !event.hang_up();
         self.read_closed |= event.read_closed() || event.hang_up();
         self.urgent |= event.urgent();
     }
@@ -172,8 +185,12 @@ impl TcpEnd {
         let iov = iov.get_mut(..count).unwrap_or_default();
         let (len, end) = match &mut self.queue {
             Queue::Kernel { offset } => {
-                let drained = !self.read_closed && !self.urgent;
-                peek_socket(&self.fd, offset, at, drained, iov)
+                let short = match (self.urgent, self.read_closed) {
+                    (true, _) => PeekEnd::More,
+                    (false, true) => PeekEnd::Eof,
+                    (false, false) => PeekEnd::Empty,
+                };
+                peek_socket(&self.fd, offset, at, short, iov)
             }
             Queue::Ring(ring) => ring.peek(&self.fd, at as usize, iov),
         }
@@ -197,7 +214,7 @@ impl TcpEnd {
                         dropped => left = left.saturating_sub(dropped),
                     }
                 }
-                *offset = offset.saturating_sub(len);
+                *offset = offset.map(|offset| offset.saturating_sub(len));
                 Ok(false)
             }
             Queue::Ring(ring) => Ok(ring.discard(len as usize)),
@@ -216,6 +233,7 @@ impl TcpEnd {
             match net::sendmsg(&self.fd, chunk, &mut SendAncillaryBuffer::default(), flags) {
                 Ok(len) => {
                     written += len;
+                    self.used = self.used.saturating_add(u32::try_from(len).unwrap_or(u32::MAX).max(LEAST_USED));
                     if len < chunk.iter().map(|slice| slice.len()).sum() {
                         break;
                     }
@@ -236,14 +254,23 @@ impl TcpEnd {
     /// share a buffer), so a sixteenth is taken off. A Unix socket spends a buffer on each write, and
     /// adds half to those of 1460 bytes, so half is taken off; a service that is sent single bytes
     /// takes fewer yet.
-    pub fn send_space(&self) -> u32 {
-        let Ok(memory) = sys::memory(&self.fd) else { return 0 };
-        let free = |queued: u32| memory.send_buffer.saturating_sub(queued);
-        match self.kind {
-            Kind::Tcp => free(memory.queued) / 16 * 15,
-            // What is written lies with the receiver, and counts as allocated.
-            Kind::Unix => free(memory.allocated) / 2,
-        }
+    pub fn send_space(&mut self) -> u32 {
+        let free = sys::memory(&self.fd).map_or(0, |memory| {
+            let free = |queued: u32| memory.send_buffer.saturating_sub(queued);
+            match self.kind {
+                Kind::Tcp(_) => free(memory.queued) / 16 * 15,
+                // What is written lies with the receiver, and counts as allocated.
+                Kind::Unix => free(memory.allocated) / 2,
+            }
+        });
+        (self.space, self.used) = (free, 0);
+        free
+    }
+
+    /// [`TcpEnd::send_space`], when so much of the room was used since it was last asked for that
+    /// there may be much more of it by now. Until then there is what it said, less what was written.
+    pub fn send_space_anew(&mut self) -> Option<u32> {
+        (self.used >= self.space / 8).then(|| self.send_space())
     }
 
     /// Ends what is sent: the peer sees FIN behind everything written.
@@ -259,17 +286,17 @@ impl TcpEnd {
         let _ = sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
     }
 
-    fn new(fd: OwnedFd, kind: Kind, queue: Queue) -> Self {
-        Self { fd, kind, queue, read_closed: false, urgent: false }
+    fn new(kind: Kind, queue: Queue, fd: OwnedFd) -> Self {
+        Self { fd, kind, queue, writable: false, read_closed: false, urgent: false, space: 0, used: 0 }
     }
 
     fn try_connect(to: SocketAddr, source: Option<IpAddr>) -> rustix::io::Result<Self> {
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd = open(family)?;
-        let queue = configure(&fd)?;
-        let end = Self::new(fd, Kind::Tcp, queue);
+        let queue = configure(&fd, family)?;
+        let end = Self::new(Kind::Tcp(family), queue, fd);
         // In SYN_SENT the error queue is the only place that tells "prohibited" from "unreachable".
-        end.report_icmp(true)?;
+        datagram::report_errors(&end.fd, family, true)?;
         if let Some(source) = source {
             // The port is chosen by the connect, which knows the destination: far more of them.
             sys::set_int(&end.fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
@@ -279,10 +306,6 @@ impl TcpEnd {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(end),
             Err(errno) => Err(errno),
         }
-    }
-
-    fn report_icmp(&self, on: bool) -> rustix::io::Result<()> {
-        datagram::report_errors(&self.fd, sockopt::socket_domain(&self.fd)?, on)
     }
 }
 
@@ -298,23 +321,22 @@ fn open(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
 }
 
 /// What every TCP socket gets: segments leave as the guest sent them, and urgent data comes in line.
-fn configure(fd: &OwnedFd) -> rustix::io::Result<Queue> {
+fn configure(fd: &OwnedFd, family: AddressFamily) -> rustix::io::Result<Queue> {
     sockopt::set_tcp_nodelay(fd, true)?;
     sockopt::set_socket_oobinline(fd, true)?;
-    if PeekSupport::probe().of(sockopt::socket_domain(fd)?) {
-        sys::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
-        Ok(Queue::Kernel { offset: 0 })
+    Ok(if PeekSupport::probe().of(family) {
+        Queue::Kernel { offset: None }
     } else {
-        Ok(Queue::Ring(Ring::default()))
-    }
+        Queue::Ring(Ring::default())
+    })
 }
 
-/// `drained`: a read that came short has emptied the queue, and the next bytes make an edge.
+/// `short`: what it means when less came than there was room for.
 fn peek_socket(
     fd: &OwnedFd,
-    offset: &mut u32,
+    offset: &mut Option<u32>,
     at: u32,
-    drained: bool,
+    short: PeekEnd,
     iov: &mut [IoSliceMut<'_>],
 ) -> rustix::io::Result<(usize, PeekEnd)> {
     let room: usize = iov.iter().map(|slice| slice.len()).sum();
@@ -322,10 +344,10 @@ fn peek_socket(
         // Reading nothing would look like the end of the stream.
         return Ok((0, PeekEnd::More));
     }
-    if at != *offset {
+    if at != offset.unwrap_or(0) {
         let to = i32::try_from(at).map_err(|_| Errno::OVERFLOW)?;
         sys::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, to)?;
-        *offset = at;
+        *offset = Some(at);
     }
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     let len = match net::recvmsg(fd, iov, &mut RecvAncillaryBuffer::default(), flags) {
@@ -333,10 +355,11 @@ fn peek_socket(
         Err(Errno::AGAIN) => return Ok((0, PeekEnd::Empty)),
         Err(errno) => return Err(errno),
     };
-    *offset = offset.saturating_add(u32::try_from(len).unwrap_or(u32::MAX));
+    let moved = u32::try_from(len).unwrap_or(u32::MAX);
+    *offset = offset.map(|offset| offset.saturating_add(moved));
     let end = match len {
         0 => PeekEnd::Eof,
-        len if len < room && drained => PeekEnd::Empty,
+        len if len < room => short,
         _ => PeekEnd::More,
     };
     Ok((len, end))

@@ -399,6 +399,7 @@ impl TcpFlow {
         self.connect_due = false;
         self.syn_due = false;
         self.shutdown_due = false;
+        self.rcv.acked();
         self.rcv.ack_due = false;
     }
 
@@ -430,7 +431,7 @@ impl TcpFlow {
             HostEvent::Connected => {}
             HostEvent::Readable => self.snd.readable |= !self.snd.fin_known(),
             HostEvent::Wrote { len, kept } => {
-                self.rcv.wrote(len, kept);
+                self.rcv.wrote(len, kept, now);
                 self.bytes_out += u64::from(len);
                 self.take_fin(now);
                 self.check_finished(now);
@@ -472,7 +473,11 @@ impl TcpFlow {
                 if end == PeekEnd::Eof {
                     self.snd.peeked(seq, len, now);
                     self.snd.host_eof();
-                    return (len > 0).then(|| self.data_header(seq, TcpFlags::ACK | TcpFlags::PSH));
+                    let flags = TcpFlags::ACK | TcpFlags::PSH;
+                    return (len > 0).then(|| match self.snd.fin_due() {
+                        Some(_) => self.fin(seq, flags, now),
+                        None => self.data_header(seq, flags),
+                    });
                 }
             }
             PeekEnd::Empty | PeekEnd::Eof => {}
@@ -514,7 +519,7 @@ impl TcpFlow {
     /// The next point in time at which [`TcpFlow::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let life = (self.state != State::Closed).then_some(self.life);
-        [life, self.snd.deadline(), self.space_check].into_iter().flatten().min()
+        [life, self.snd.deadline(), self.space_check, self.rcv.ack_at()].into_iter().flatten().min()
     }
 
     /// The guest's link takes nothing now: its silence means nothing.
@@ -530,6 +535,7 @@ impl TcpFlow {
         if self.space_check.is_some_and(|at| now >= at) {
             self.space_check = None;
         }
+        self.rcv.handle_timeout(now);
         if self.state != State::TimeWait {
             let syn = matches!(self.state, State::SynSent | State::SynReceived);
             let alive = self.snd.handle_timeout(now);
@@ -591,11 +597,7 @@ impl TcpFlow {
                 return Some(Output::Peek { at: self.snd.offset(at), max, segment: self.snd.mss });
             }
             if let Some(at) = self.snd.fin_due() {
-                self.snd.note_fin_order(self.rcv.fin_received);
-                let header = self.data_header(at, TcpFlags::FIN | TcpFlags::ACK);
-                self.snd.sent_fin(now);
-                self.life = now + self.quiet_limit();
-                return Some(Output::Segment(header));
+                return Some(Output::Segment(self.fin(at, TcpFlags::ACK, now)));
             }
             if let Some(len) = self.snd.discard_due() {
                 self.snd.discarded(len);
@@ -649,10 +651,7 @@ impl TcpFlow {
     }
 
     fn poll_close_host(&mut self) -> Output {
-        if std::mem::take(&mut self.shutdown_due) {
-            return Output::ShutdownHostWrite;
-        }
-        // Unread bytes would turn the close into a reset.
+        // Unread bytes would turn the close into a reset. In order it ends our stream by itself.
         let len = self.snd.discardable();
         if len > 0 {
             self.snd.discarded(len);
@@ -681,6 +680,15 @@ impl TcpFlow {
         }
     }
 
+    /// The end of our stream, in a segment that begins at `seq`.
+    fn fin(&mut self, seq: SeqNumber, flags: TcpFlags, now: Instant) -> TcpHeader {
+        self.snd.note_fin_order(self.rcv.fin_received);
+        let header = self.data_header(seq, TcpFlags::FIN | flags);
+        self.snd.sent_fin(now);
+        self.life = now + self.quiet_limit();
+        header
+    }
+
     fn rst(&self) -> TcpHeader {
         // Before our SYN is acknowledged there is no position of ours that the guest knows of
         // (RFC 9293 §3.5.2, group 1).
@@ -698,6 +706,7 @@ impl TcpFlow {
     }
 
     fn data_header(&mut self, seq: SeqNumber, flags: TcpFlags) -> TcpHeader {
+        self.rcv.acked();
         // No data segment says what is kept beyond a hole: an ACK that does follows it.
         self.rcv.ack_due &= self.sack && self.rcv.sack().iter().any(Option::is_some);
         TcpHeader {

@@ -2,14 +2,17 @@
 //!
 //! Bytes in order are offered to the host where they lie, and only what the host took is
 //! acknowledged. What comes out of order is kept by the driver within [`MAX_KEPT`], and told to the
-//! guest by SACK. The window follows the room in the host's send queue, so that a write that takes
+//! guest by SACK. The acknowledgement of a small message waits a moment for the host's answer, which
+//! carries it for nothing. The window follows the room in the host's send queue, so that a write that takes
 //! less than was offered is rare.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::SeqNumber;
 use super::ranges::Ranges;
 use crate::drops::DropReason;
+use crate::time::Instant;
 use crate::wire::{TcpFlags, TcpHeader};
 
 /// Bytes kept for one flow: those out of order, and those that the host's queue had no room for.
@@ -20,6 +23,15 @@ pub(super) const SHIFT: u8 = 8;
 const MAX_ISLANDS: usize = 4;
 /// No window rather than one that makes silly small segments (RFC 9293 §3.8.6.2.2).
 const MIN_WINDOW: u32 = 4096;
+/// How long the acknowledgement of a small message waits for the host's answer. RFC 9293 §3.8.6.3 allows
+/// half a second; a guest that answers to RFC 896 (Nagle) may hold back its next bytes for it.
+const ACK_DELAY: Duration = Duration::from_micros(500);
+/// What is not acknowledged within that time is fewer bytes than this: a guest with more to say is not
+/// made to wait.
+const SMALL: u32 = 1024;
+/// Each acknowledgement that waited in vain has twice as many go at once as the last one had, up to
+/// two to the power of this.
+const MAX_VAIN: u8 = 12;
 
 /// What to do with a segment's payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +75,14 @@ pub(super) struct Receiver {
     fin: Option<SeqNumber>,
     pub(super) fin_received: bool,
     pub(super) ack_due: bool,
+    /// Until when what is due waits for a segment to go with.
+    ack_at: Option<Instant>,
+    /// What the guest was last told to have arrived.
+    acked: SeqNumber,
+    /// How many acknowledgements go at once before one waits again.
+    quick: u16,
+    /// How many have waited in vain, less those that have not.
+    vain: u8,
 }
 
 impl Receiver {
@@ -81,6 +101,10 @@ impl Receiver {
             fin: None,
             fin_received: false,
             ack_due: false,
+            ack_at: None,
+            acked: rcv_nxt,
+            quick: 0,
+            vain: 0,
         }
     }
 
@@ -115,7 +139,8 @@ impl Receiver {
         if len == 0 {
             return Ok(Accept::Nothing);
         }
-        self.ack_due = true;
+        // What is new and in order is acknowledged when the host has taken it, anything else now.
+        let ack_due = std::mem::replace(&mut self.ack_due, true);
         let nxt = self.rcv_nxt + self.offered;
         let mut limit = self.rcv_adv;
         if let Some(fin) = self.fin
@@ -137,6 +162,7 @@ impl Receiver {
         // (When kept bytes wait at `rcv_nxt` for room in the host, the gap starts behind them.)
         if start == nxt {
             self.offered += end - start;
+            self.ack_due = ack_due || self.kept.total() > 0 || (start, end) != (seg.seq, seg_end);
             return Ok(Accept::Deliver { payload, at: start });
         }
         let room = self.keep_room.min(MAX_KEPT.saturating_sub(self.kept.total()));
@@ -149,10 +175,12 @@ impl Receiver {
     }
 
     /// The host took `len` of what was offered, and the driver keeps `kept` bytes behind those.
-    pub(super) fn wrote(&mut self, len: u32, kept: u32) {
+    pub(super) fn wrote(&mut self, len: u32, kept: u32, now: Instant) {
         let short = len < self.offered;
         self.offered = 0;
         self.advance(len);
+        self.ack_due |= short;
+        self.acknowledge(now);
         if short {
             self.blocked = true;
             self.space = 0;
@@ -165,6 +193,7 @@ impl Receiver {
     pub(super) fn wrote_kept(&mut self, len: u32) {
         let due = self.kept_run();
         self.advance(len);
+        self.ack_due |= len > 0;
         if len < due {
             self.blocked = true;
             self.space = 0;
@@ -175,7 +204,38 @@ impl Receiver {
         self.rcv_nxt += len;
         self.kept.remove_below(self.rcv_nxt);
         self.space = self.space.saturating_sub(len);
-        self.ack_due |= len > 0;
+    }
+
+    /// Acknowledges what the host took: now, or with its answer.
+    fn acknowledge(&mut self, now: Instant) {
+        let news = self.rcv_nxt - self.acked;
+        if self.quick > 0 || news >= SMALL {
+            self.quick = self.quick.saturating_sub(1);
+            self.ack_due |= news > 0;
+        } else if news > 0 && self.ack_at.is_none() {
+            self.ack_at = Some(now + ACK_DELAY);
+        }
+    }
+
+    /// When an acknowledgement has waited long enough.
+    pub(super) fn ack_at(&self) -> Option<Instant> {
+        self.ack_at
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.ack_at.take_if(|at| *at <= now).is_some() {
+            self.ack_due = true;
+            self.vain = (self.vain + 1).min(MAX_VAIN);
+            self.quick = 1 << self.vain;
+        }
+    }
+
+    /// A segment goes out that acknowledges all there is.
+    pub(super) fn acked(&mut self) {
+        if self.ack_at.take().is_some() && !self.ack_due {
+            self.vain = self.vain.saturating_sub(1);
+        }
+        self.acked = self.rcv_nxt;
     }
 
     /// Kept bytes that now follow in order.

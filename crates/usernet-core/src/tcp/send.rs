@@ -25,6 +25,11 @@ const MAX_BURST: u32 = 65_480;
 /// Acknowledged bytes are discarded from the host's queue in pieces of at least this, or when
 /// nothing is in flight.
 const DISCARD_AT: u32 = 128 << 10;
+/// While requests and answers alternate, each request acknowledges an answer and brings on a write, which
+/// tells the peer that all arrived: up to so many bytes, and so many answers, are discarded in one go.
+/// Each lies in a kernel buffer of its own, of which a peek walks all.
+const LAZY_BYTES: u32 = 4096;
+const LAZY_ANSWERS: u8 = 16;
 /// RFC 9293 §3.8.3 R2: give a flow up after this many timeouts in a row. A guest that answers with a
 /// shut window is never given up (RFC 9293 §3.8.6.1).
 const MAX_TIMEOUTS: u8 = 10;
@@ -118,6 +123,8 @@ pub(super) struct Sender {
     /// There may be bytes in the host's queue that were never peeked.
     pub(super) readable: bool,
     pub(super) link_full: bool,
+    /// Acknowledgements that came with a request since the last discard.
+    answers: u8,
 }
 
 impl Sender {
@@ -149,6 +156,7 @@ impl Sender {
             window_probe_due: false,
             readable: false,
             link_full: false,
+            answers: 0,
         }
     }
 
@@ -225,6 +233,7 @@ impl Sender {
             }
         }
         if seg.ack > self.snd_una {
+            self.answers = if len > 0 { self.answers.saturating_add(1) } else { LAZY_ANSWERS };
             return self.progress(seg.ack, now);
         }
         // RFC 5681 §2: what makes an acknowledgement a duplicate.
@@ -480,7 +489,8 @@ impl Sender {
     /// How many acknowledged bytes to drop from the host's queue now.
     pub(super) fn discard_due(&self) -> Option<u32> {
         let len = self.discardable();
-        (len > 0 && (len >= DISCARD_AT || !self.in_flight())).then_some(len)
+        let lazy = self.answers < LAZY_ANSWERS && len < LAZY_BYTES;
+        (len > 0 && (len >= DISCARD_AT || !self.in_flight() && !lazy)).then_some(len)
     }
 
     /// Acknowledged bytes that still lie in the host's queue.
@@ -491,6 +501,7 @@ impl Sender {
 
     pub(super) fn discarded(&mut self, len: u32) {
         self.front += len;
+        self.answers = 0;
     }
 
     // --- time ------------------------------------------------------------------------------

@@ -55,16 +55,19 @@ impl Worker {
     }
 
     /// Gives a flow its host end.
-    pub(super) fn add_tcp(&mut self, flow: FlowId, end: TcpEnd, connecting: bool) {
+    pub(super) fn add_tcp(&mut self, flow: FlowId, mut end: TcpEnd, connecting: bool) {
         let registered = self.parts.poll.add(end.as_fd(), flow.to_token(), Interest::ReadWrite);
         if registered.is_err() {
             return self.tcp_event(flow, HostEvent::Failed(HostError::Exhausted));
         }
-        let free = end.send_space();
+        // Of a connection that is not there yet it says nothing.
+        let free = (!connecting).then(|| end.send_space());
         let kept = Kept::new(MAX_KEPT as usize);
         *slot(&mut self.tcp, flow.index) =
             Some(TcpSlot { flow, end, kept, connecting, watching: false, gathered: None });
-        self.tcp_event(flow, HostEvent::SendSpace { free });
+        if let Some(free) = free {
+            self.tcp_event(flow, HostEvent::SendSpace { free });
+        }
     }
 
     fn connect(&mut self, flow: FlowId, target: Target) {
@@ -163,7 +166,7 @@ impl Worker {
                     Ok(written) => {
                         let written = u32::try_from(written).unwrap_or(len);
                         slot.kept.release(at + written);
-                        let free = (written == len).then(|| slot.end.send_space());
+                        let free = (written == len).then(|| slot.end.send_space_anew()).flatten();
                         self.parts.core.tcp_wrote_kept(flow, written, now);
                         if let Some(free) = free {
                             self.tcp_event(flow, HostEvent::SendSpace { free });
@@ -255,7 +258,7 @@ impl Worker {
                     IoSlice::advance_slices(&mut rest, written);
                     kept = slot.kept.keep(at + u32::try_from(written).unwrap_or(0), rest);
                 }
-                let free = (written == len).then(|| slot.end.send_space());
+                let free = (written == len).then(|| slot.end.send_space_anew()).flatten();
                 if written + kept < len
                     && let Some(port) = self.parts.core.port_of(flow)
                 {

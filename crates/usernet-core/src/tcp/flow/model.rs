@@ -302,6 +302,8 @@ impl Model {
             Output::CloseHost => {
                 connected();
                 assert_eq!(self.queue, 0, "a close with bytes unread");
+                // It ends the stream to the host.
+                self.shut = true;
                 self.host = Host::Gone;
             }
             Output::ResetHost => {
