@@ -1,4 +1,4 @@
-//! Waiting: an epoll, always edge-triggered, and the descriptor that wakes it.
+//! Waiting: an epoll, edge-triggered but for [`Interest::ReadLevel`], and the descriptor that wakes it.
 //!
 //! An edge is told once. Whoever gets one works until the descriptor says `EAGAIN`, or keeps a note
 //! that there is more to do. [`Poll::modify`] looks again and tells an edge that holds at that
@@ -23,6 +23,9 @@ pub struct Poll(OwnedFd);
 pub enum Interest {
     /// There is something to read, or to accept.
     Read,
+    /// The same, told by each wait for as long as it holds: whoever always reads need not find out
+    /// where it ends.
+    ReadLevel,
     /// There is room to write.
     Write,
     /// Both.
@@ -107,6 +110,7 @@ impl Interest {
         let always = EventFlags::ET | EventFlags::RDHUP | EventFlags::PRI;
         match self {
             Self::Read => always | EventFlags::IN,
+            Self::ReadLevel => EventFlags::IN,
             Self::Write => always | EventFlags::OUT,
             Self::ReadWrite => always | EventFlags::IN | EventFlags::OUT,
         }

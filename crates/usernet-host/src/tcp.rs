@@ -233,7 +233,8 @@ impl TcpEnd {
             match net::sendmsg(&self.fd, chunk, &mut SendAncillaryBuffer::default(), flags) {
                 Ok(len) => {
                     written += len;
-                    self.used = self.used.saturating_add(u32::try_from(len).unwrap_or(u32::MAX).max(LEAST_USED));
+                    self.used =
+                        self.used.saturating_add(u32::try_from(len).unwrap_or(u32::MAX).max(LEAST_USED));
                     if len < chunk.iter().map(|slice| slice.len()).sum() {
                         break;
                     }

@@ -51,8 +51,8 @@ pub trait LinkRx: Send {
     fn as_fd(&self) -> BorrowedFd<'_>;
 
     /// Releases the last batch and brings in the next one, with one system call where it can.
-    /// Returns how many frames it has; `None` when there is nothing more to read now (the fd is
-    /// drained: wait for its next edge). `Some(0)` means that bytes came but no whole frame yet.
+    /// Returns how many frames it has; `None` when it is time to wait for the fd to be readable, which
+    /// it may still be. `Some(0)` means that bytes came but no whole frame yet.
     ///
     /// # Errors
     /// The link has ended.

@@ -80,7 +80,8 @@ impl TapLink {
                 fd: fd.try_clone()?,
                 buffers: vec![0; BATCH * BUFFER].into(),
                 frames: Vec::with_capacity(BATCH),
-                drained: false,
+                wanted: 1,
+                over: false,
                 dropped: 0,
             }),
             tx: Box::new(TapTx { fd, scratch: vec![0; MAX_FRAME].into(), reserved: 0, uso, dropped: 0 }),
@@ -97,8 +98,11 @@ struct TapRx {
     buffers: Box<[u8]>,
     /// Where the batch's frames lie in `buffers`.
     frames: Vec<(Range<usize>, Offload)>,
-    /// The last batch ended because there was no more.
-    drained: bool,
+    /// How many frames the next batch asks for: as many as there were, or twice that when those were
+    /// all that was asked for. Where one comes at a time, finding that there is no other costs a call.
+    wanted: usize,
+    /// The last batch was the last for now.
+    over: bool,
     dropped: u64,
 }
 
@@ -109,11 +113,13 @@ impl LinkRx for TapRx {
 
     fn receive(&mut self) -> Result<Option<usize>, LinkError> {
         self.frames.clear();
-        // Whatever came since has made an edge of its own.
-        if std::mem::take(&mut self.drained) {
+        if std::mem::take(&mut self.over) {
             return Ok(None);
         }
-        for (index, buffer) in self.buffers.chunks_exact_mut(BUFFER).enumerate() {
+        let wanted = self.wanted;
+        self.over = wanted < BATCH;
+        self.wanted = (2 * wanted).min(BATCH);
+        for (index, buffer) in self.buffers.chunks_exact_mut(BUFFER).take(wanted).enumerate() {
             match rustix::io::read(&self.fd, &mut *buffer) {
                 Ok(len) => match parse(buffer.get(..len).unwrap_or_default()) {
                     Some(offload) => {
@@ -122,9 +128,12 @@ impl LinkRx for TapRx {
                     }
                     None => self.dropped += 1,
                 },
-                Err(Errno::AGAIN) if index == 0 => return Ok(None),
+                Err(Errno::AGAIN) if index == 0 => {
+                    (self.wanted, self.over) = (wanted, false);
+                    return Ok(None);
+                }
                 Err(Errno::AGAIN) => {
-                    self.drained = true;
+                    (self.wanted, self.over) = (index, true);
                     break;
                 }
                 // It will fail again, when what came before has been seen to.

@@ -666,6 +666,8 @@ impl TcpFlow {
         let flags = if answers { TcpFlags::SYN | TcpFlags::ACK } else { TcpFlags::SYN };
         let seq = self.snd.snd_una;
         self.snd.sent_syn(now);
+        // The room that the host has by now goes with it.
+        self.rcv.ack_due = false;
         TcpHeader {
             src_port: self.peer_port,
             dst_port: self.guest_port,

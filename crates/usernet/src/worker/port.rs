@@ -56,7 +56,7 @@ impl Worker {
             }
             None => link,
         };
-        self.parts.poll.add(link.rx.as_fd(), token::RX | u64::from(port.0), Interest::Read)?;
+        self.parts.poll.add(link.rx.as_fd(), token::RX | u64::from(port.0), Interest::ReadLevel)?;
         self.parts.core.add_queue(port, queues);
         tracing::info!(%port, kind = link.kind, name, "guest attached");
         let port_entry = Port {
