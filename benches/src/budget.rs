@@ -75,7 +75,7 @@ fn count(programs: &Programs) -> Result<Costs> {
         let cost = instructions(&programs.core_load, work)?;
         costs.insert(format!("core instructions per 64 KiB: {what}"), cost);
     }
-    costs.insert("core bytes per flow of 100,000".into(), bytes_per_flow(&programs.core_load)?);
+    costs.insert("core bytes per flow of 100,000".into(), bytes_per_flow(&programs.core_load, 100_000)?);
     for (work, what) in [("tcp-out", "guest to host"), ("tcp-in", "host to guest")] {
         let counts = (0..RUNS).map(|_| system_calls(programs, work)).collect::<Result<Vec<_>>>()?;
         let least = counts.into_iter().fold(f64::INFINITY, f64::min);
@@ -101,8 +101,9 @@ fn instructions(core_load: &Path, work: &str) -> Result<f64> {
     Ok(((collect(1050)? - collect(50)?) / 1000.0).round())
 }
 
-fn bytes_per_flow(core_load: &Path) -> Result<f64> {
-    let output = Command::new(core_load).args(["flows", "100000"]).output()?;
+/// Resident memory of the core for each of `flows` idle TCP flows.
+pub(crate) fn bytes_per_flow(core_load: &Path, flows: u32) -> Result<f64> {
+    let output = Command::new(core_load).args(["flows", &flows.to_string()]).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
 }
 

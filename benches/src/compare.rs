@@ -6,11 +6,13 @@
 
 mod chart;
 mod contender;
+mod machine;
+mod marks;
 mod report;
 mod shell;
 mod work;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -21,23 +23,27 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::Programs;
+use crate::{Programs, budget};
 use contender::{Contender, Guest, Lab};
 use report::Report;
-use work::{Figure, IDLE, Kind, MTUS, Times, Work};
+use work::{CORE_FLOWS, Figure, HOLD, IDLE, Kind, MTUS, Place, Times, Work};
 
-/// What may take how long in a quick run: a new round is begun only if it is likely to be over by then.
-const QUICK: Duration = Duration::from_secs(270);
+/// When a run ends, whatever it has measured by then: a quick one, and one that is not told how many
+/// rounds it has. A last piece of work may be under way.
+const LIMITS: [Duration; 2] = [Duration::from_secs(270), Duration::from_secs(35 * 60)];
+/// How often work is done with and without idle flows in a round.
+const PAIRS: usize = 2;
 /// What is not tried again by those that have not managed it.
 const IDLE_FLOWS: &str = "idle flows";
 
 /// What to compare, and where to put the outcome.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// End within five minutes: short measurements, two or three rounds
+    /// End within five minutes: short measurements, three rounds or what there is time for, and neither
+    /// 8 streams nor 64-byte datagrams
     #[arg(long)]
     pub quick: bool,
-    /// How many times to measure everything [default: 5, or what --quick has time for]
+    /// How many times to measure everything, however long that takes [default: 5, quick: 3]
     #[arg(long, value_name = "N")]
     pub rounds: Option<usize>,
     /// How long one measurement takes, in milliseconds [default: 2000, quick: 500]
@@ -45,9 +51,9 @@ pub struct Options {
     pub time: Option<u64>,
     /// Only contenders or work whose name contains this; repeatable
     ///
-    /// Contenders: loopback, socat, veth, slirp4netns, pasta, usernet. Work: such as "TCP out", "round
-    /// trip", "connections", "UDP in", "idle", "memory". Patterns that name contenders choose among
-    /// those, all others among the work.
+    /// Contenders: loopback, socat, veth, slirp4netns, pasta, usernet, qemu-libslirp, qemu-passt,
+    /// qemu-usernet. Work: such as "TCP out", "round trip", "connections", "UDP in", "idle", "guest",
+    /// "memory". Patterns that name contenders choose among those, all others among the work.
     #[arg(long, value_name = "PATTERN")]
     pub only: Vec<String>,
     /// Write all samples to this file as JSON
@@ -64,7 +70,7 @@ pub struct Options {
 /// Nothing can be measured at all, or the outcome cannot be written. A contender that fails is named
 /// in the outcome.
 pub fn run(options: &Options, programs: &Programs) -> Result<()> {
-    let choice = Choice::new(&options.only)?;
+    let choice = Choice::new(options)?;
     // Idle flows need descriptors, also in the contenders.
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
@@ -79,19 +85,23 @@ pub fn run(options: &Options, programs: &Programs) -> Result<()> {
         warm_up: (measure / 4).clamp(millis(100), millis(300)),
         measure,
         trial: (measure / 5).clamp(millis(100), millis(400)),
-        hold: Duration::from_secs(if options.quick { 10 } else { 60 }),
     };
-    let mut run = Run { report: Report::new(times.measure), lab, choice, times };
-    run.look_up_versions();
+    let [quick, full] = LIMITS;
+    let limit = if options.quick { quick } else { full };
     let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });
-    let began = Instant::now();
+    let deadline = options.rounds.is_none().then(|| Instant::now() + limit);
+    let mut run = Run { report: Report::new(times.measure), lab, choice, times, deadline };
+    run.look_up_versions();
     for round in 0..rounds {
-        eprintln!("==> round {} of {rounds}", round + 1);
-        let round_began = Instant::now();
-        run.round(round);
-        if options.quick && began.elapsed() + round_began.elapsed() > QUICK {
+        if run.is_over() {
             break;
         }
+        eprintln!("==> round {} of {rounds}", round + 1);
+        run.round(round);
+    }
+    if run.is_over() {
+        run.report.cut_short = true;
+        eprintln!("==> {} minutes are over", limit.as_secs() / 60);
     }
 
     let report = run.report;
@@ -129,7 +139,8 @@ struct Choice {
 }
 
 impl Choice {
-    fn new(only: &[String]) -> Result<Self> {
+    fn new(options: &Options) -> Result<Self> {
+        let only = &options.only;
         let matches = |name: &str, pattern: &String| name.to_lowercase().contains(&pattern.to_lowercase());
         let (contenders, works): (Vec<_>, Vec<_>) =
             only.iter().partition(|pattern| Contender::ALL.iter().any(|c| matches(c.name(), pattern)));
@@ -145,7 +156,10 @@ impl Choice {
         };
         Ok(Self {
             contenders: Contender::ALL.into_iter().filter(|c| chosen(c.name(), &contenders)).collect(),
-            work: Work::all().into_iter().filter(|work| chosen(&work.name, &works)).collect(),
+            work: Work::all()
+                .into_iter()
+                .filter(|work| chosen(&work.name, &works) && (work.quick || !options.quick))
+                .collect(),
             memory: chosen("memory", &works),
         })
     }
@@ -156,12 +170,17 @@ struct Run {
     choice: Choice,
     times: Times,
     report: Report,
+    deadline: Option<Instant>,
 }
 
 /// The guests of a round, by contender and MTU.
 type Guests = HashMap<(Contender, u16), Guest>;
 
 impl Run {
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
     /// Notes the versions, and leaves out who is not there.
     fn look_up_versions(&mut self) {
         let Self { lab, choice, report, .. } = self;
@@ -179,93 +198,159 @@ impl Run {
 
     /// Has every contender, freshly started, do all work once.
     fn round(&mut self, round: usize) {
-        let mut guests = self.start_all(round);
-        for work in self.choice.work.clone().iter().filter(|work| !work.idle) {
-            eprintln!("    {}", work.name);
-            for contender in self.choice.contenders.clone() {
-                self.work(round, work, contender, &mut guests);
+        let [small, _] = MTUS;
+        let works = |place| self.choice.work.iter().filter(|work| work.place == place).cloned().collect();
+        let (works, beside, machine): (Vec<_>, Vec<_>, Vec<_>) =
+            (works(Place::Namespace), works(Place::BesideIdle), works(Place::Machine));
+
+        let in_namespaces: Vec<_> =
+            self.choice.contenders.iter().copied().filter(|c| !c.is_machine()).collect();
+        let mut guests = Guests::new();
+        for mtu in MTUS {
+            let wanted = mtu == small && (!beside.is_empty() || self.choice.memory);
+            if wanted || works.iter().any(|work| work.mtu == mtu) {
+                guests.extend(self.start(&in_namespaces, mtu));
             }
         }
-        let idle: Vec<Work> = self.choice.work.iter().filter(|work| work.idle).cloned().collect();
-        if idle.is_empty() && !self.choice.memory {
-            return;
+        if self.choice.memory {
+            self.add_memory_at_start(round, &guests);
         }
-        // One at a time: the flows of all together would need more descriptors than the servers have.
-        let [mtu, _] = MTUS;
-        guests.retain(|(contender, with), _| *with == mtu && contender.is_network());
-        for contender in self.choice.contenders.clone() {
-            if !contender.is_network() || self.report.has_failed(contender, IDLE_FLOWS) {
-                continue;
-            }
-            eprintln!("    {}: {IDLE_FLOWS}", contender.name());
-            if let Err(error) = self.beside_idle(round, &idle, contender, &mut guests) {
-                self.report.fail(contender, IDLE_FLOWS, &error);
-            }
-            guests.remove(&(contender, mtu));
+        self.work_in_turn(round, &works, &mut guests);
+        guests.retain(|(contender, mtu), _| *mtu == small && contender.is_on_tap());
+        if !beside.is_empty() || self.choice.memory {
+            self.work_beside_idle(round, &beside, guests);
+        }
+
+        if !machine.is_empty() {
+            let machines: Vec<_> =
+                self.choice.contenders.iter().copied().filter(|c| c.is_machine()).collect();
+            let mut guests = self.start(&machines, small);
+            self.work_in_turn(round, &machine, &mut guests);
         }
     }
 
-    fn start_all(&mut self, round: usize) -> Guests {
+    /// Starts these contenders all at once.
+    fn start(&mut self, contenders: &[Contender], mtu: u16) -> Guests {
         let mut guests = Guests::new();
-        let [small, _] = MTUS;
-        for mtu in MTUS {
-            if mtu != small && !self.choice.work.iter().any(|work| work.mtu == mtu) {
-                continue;
-            }
-            for contender in self.choice.contenders.clone() {
-                match contender.start(&self.lab, mtu) {
-                    Ok(guest) => {
-                        if mtu == small && contender.is_network() && self.choice.memory {
-                            self.add_resident(round, contender, &guest, "at start");
-                        }
-                        guests.insert((contender, mtu), guest);
-                    }
-                    Err(error) => self.report.fail(contender, &format!("start with MTU {mtu}"), &error),
-                }
+        if self.is_over() {
+            return guests;
+        }
+        let started: Vec<_> = contenders.iter().map(|contender| contender.start(&self.lab, mtu)).collect();
+        for (contender, guest) in contenders.iter().zip(started) {
+            match guest.and_then(|mut guest| guest.settle().map(|()| guest)) {
+                Ok(guest) => drop(guests.insert((*contender, mtu), guest)),
+                Err(error) => self.report.fail(*contender, &format!("start with MTU {mtu}"), &error),
             }
         }
         guests
     }
 
-    fn work(&mut self, round: usize, work: &Work, contender: Contender, guests: &mut Guests) {
-        if !work.suits(contender) {
-            return;
-        }
-        let Some(guest) = guests.get_mut(&(contender, work.mtu)) else { return };
-        match work.run(guest, self.times) {
-            Ok(figures) => figures.into_iter().for_each(|figure| self.report.add(round, contender, figure)),
-            Err(error) => self.report.fail(contender, &work.name, &error),
+    /// Every piece of work is done by all before the next begins.
+    fn work_in_turn(&mut self, round: usize, works: &[Work], guests: &mut Guests) {
+        for work in works {
+            if self.is_over() {
+                return;
+            }
+            eprintln!("    {}", work.name);
+            for contender in self.choice.contenders.clone() {
+                let key = (contender, work.mtu);
+                let Some(guest) = guests.get_mut(&key).filter(|_| work.suits(contender)) else { continue };
+                match work.run(guest, self.times) {
+                    Ok(figures) => {
+                        figures.into_iter().for_each(|figure| self.report.add(round, contender, figure));
+                    }
+                    Err(error) => {
+                        self.report.fail(contender, &work.name, &error);
+                        if !guest.is_idle() {
+                            guests.remove(&key);
+                            guests.extend(self.start(&[contender], work.mtu));
+                        }
+                    }
+                }
+            }
         }
     }
 
-    /// The work beside idle flows, and what those take.
+    /// What idle flows change, and what they take. One contender at a time: the flows of all together
+    /// would need more descriptors than the servers have.
+    fn work_beside_idle(&mut self, round: usize, works: &[Work], mut guests: Guests) {
+        let [mtu, _] = MTUS;
+        for contender in self.choice.contenders.clone() {
+            let Some(mut without) = guests.remove(&(contender, mtu)) else { continue };
+            if self.is_over() || self.report.has_failed(contender, IDLE_FLOWS) {
+                continue;
+            }
+            eprintln!("    {}: {IDLE_FLOWS}", contender.name());
+            let Some(mut with) = self.start(&[contender], mtu).remove(&(contender, mtu)) else { continue };
+            if let Err(error) = self.beside_idle(round, works, contender, [&mut without, &mut with]) {
+                self.report.fail(contender, IDLE_FLOWS, &error);
+            }
+        }
+    }
+
     fn beside_idle(
         &mut self,
         round: usize,
         works: &[Work],
         contender: Contender,
-        guests: &mut Guests,
+        [without, with]: [&mut Guest; 2],
     ) -> Result<()> {
-        let [mtu, _] = MTUS;
         let [some, many] = IDLE;
-        let Some(guest) = guests.get_mut(&(contender, mtu)) else { return Ok(()) };
-        guest.hold(some, self.times.hold)?;
-        for work in works {
-            self.work(round, work, contender, guests);
+        with.hold(some, HOLD)?;
+        for work in works.iter().filter(|work| work.suits(contender)) {
+            if self.is_over() {
+                return Ok(());
+            }
+            let mut sums = [BTreeMap::new(), BTreeMap::new()];
+            for pair in 0..PAIRS {
+                // Whoever was first is second the next time: what drifts does so for both.
+                for beside in [pair % 2 == 1, pair % 2 == 0] {
+                    let figures = work.run(if beside { with } else { without }, self.times)?;
+                    let [sum, sum_beside] = &mut sums;
+                    for Figure { kind, row, value } in figures {
+                        if kind != Kind::Processor {
+                            *(if beside { &mut *sum_beside } else { &mut *sum }).entry(row).or_insert(0.0) +=
+                                value;
+                        }
+                    }
+                }
+            }
+            let [sum, sum_beside] = sums;
+            for (row, value) in sum_beside {
+                let value = value / sum.get(&row).copied().unwrap_or(f64::NAN);
+                self.report.add(round, contender, Figure { kind: Kind::Beside, row, value });
+            }
         }
-        if self.choice.memory
-            && let Some(guest) = guests.get_mut(&(contender, mtu))
-        {
-            guest.hold(many - some, self.times.hold)?;
-            self.add_resident(round, contender, guest, &format!("with {many} idle flows"));
+        if self.choice.memory {
+            with.hold(many - some, HOLD)?;
+            self.add_resident(round, contender, with, &format!("with {many} idle flows"));
         }
         Ok(())
+    }
+
+    fn add_memory_at_start(&mut self, round: usize, guests: &Guests) {
+        let [mtu, _] = MTUS;
+        for contender in Contender::ALL {
+            if let Some(guest) = guests.get(&(contender, mtu)).filter(|_| contender.is_on_tap()) {
+                self.add_resident(round, contender, guest, "at start");
+            }
+        }
+        if self.choice.contenders.contains(&Contender::Usernet) {
+            match budget::bytes_per_flow(&self.lab.core_load, CORE_FLOWS) {
+                Ok(bytes) => {
+                    let row = marks::CORE_MEMORY.into();
+                    let value = bytes * f64::from(CORE_FLOWS) / 1e6;
+                    self.report.add(round, Contender::Usernet, Figure { kind: Kind::Memory, row, value });
+                }
+                Err(error) => self.report.fail(Contender::Usernet, marks::CORE_MEMORY, &error),
+            }
+        }
     }
 
     fn add_resident(&mut self, round: usize, contender: Contender, guest: &Guest, row: &str) {
         if let Some(bytes) = guest.resident() {
             #[expect(clippy::cast_precision_loss, reason = "memory is far below 2⁵³ bytes")]
-            let value = bytes as f64 / f64::from(1 << 20);
+            let value = bytes as f64 / 1e6;
             self.report.add(round, contender, Figure { kind: Kind::Memory, row: row.into(), value });
         }
     }

@@ -12,7 +12,7 @@ pub mod relay;
 
 use std::path::PathBuf;
 
-/// The programs of this repository that are measured, or measure, built for release.
+/// What a bench runs: the programs of this repository, built for release, and a kernel.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// `usernet`.
@@ -21,4 +21,6 @@ pub struct Programs {
     pub load: PathBuf,
     /// `usernet-core-load`.
     pub core_load: PathBuf,
+    /// An unpacked kernel package for virtual machines; it need not be there.
+    pub kernel: PathBuf,
 }

@@ -5,12 +5,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, thread};
 
 use crate::process::{Process, finish};
 use crate::world::target;
@@ -19,53 +18,8 @@ use crate::{As, World};
 /// How long a command in the guest may take: an emulated processor is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The modules that a virtio network card needs, in the order that they load in.
-const MODULES: [&str; 8] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "failover",
-    "net_failover",
-    "virtio_net",
-];
-
-const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-ip link set lo up
-for module in $(cat /modules/order); do insmod /modules/$module; done
-stty -F /dev/ttyS1 raw -echo
-exec setsid sh /console </dev/ttyS1 >/dev/ttyS1 2>&1
-"#;
-
-/// Evaluates what comes between two markers, and answers with what it wrote and its exit status.
-const CONSOLE: &str = r#"echo "@ready"
-while read -r marker; do
-    script=
-    while IFS= read -r line && [ "$line" != "$marker" ]; do script="$script$line
-"; done
-    sh -c "$script" </dev/null 2>&1
-    echo "
-$marker $?"
-done
-"#;
-
-/// What udhcpc runs: sets up the interface, and keeps what it was told in `/lease`.
-const LEASE: &str = r#"#!/bin/sh
-[ "$1" = bound ] || [ "$1" = renew ] || exit 0
-ip address flush dev $interface
-ip address add $ip/$mask dev $interface
-[ -z "$mtu" ] || ip link set $interface mtu $mtu
-ip route add default via $router
-for server in $dns; do echo "nameserver $server"; done >/etc/resolv.conf
-for key in ip subnet mask router dns lease serverid mtu hostname domain search; do
-    eval "echo $key=\$$key"
-done >/lease
-"#;
+/// What the guest boots is made by this script, which says more.
+const BUILD: &str = include_str!("../machine/build.sh");
 
 /// A machine that runs until it is dropped.
 pub struct Machine {
@@ -200,77 +154,9 @@ fn image(world: &World) -> (PathBuf, PathBuf) {
     }
     let unpacked = target().join("lab/kernel");
     assert!(unpacked.exists(), "no {}: cargo xtask test qemu fetches it", unpacked.display());
-    let root = folder.join("root");
-    for directory in ["bin", "dev", "etc", "modules", "proc", "sys", "tmp"] {
-        fs::create_dir_all(root.join(directory)).unwrap();
-    }
-    copy_kernel(&unpacked, &kernel, &root.join("modules"));
-    copy_program(&find_program("busybox"), &root.join("bin/busybox"));
-    copy_program(&world.probe(), &root.join("bin/probe"));
-    copy_libraries(&world.probe(), &root);
-    for (path, script) in [("init", INIT), ("console", CONSOLE), ("lease.sh", LEASE)] {
-        fs::write(root.join(path), script).unwrap();
-        fs::set_permissions(root.join(path), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    let mut pack = Command::new("sh");
-    pack.args(["-c", r#"find . | busybox cpio -o -H newc >"$0""#]).arg(&initramfs).current_dir(&root);
-    finish(pack, PATIENCE).ok();
+    fs::create_dir(&folder).unwrap();
+    let mut build = Command::new("sh");
+    build.args(["-c", BUILD, "build.sh"]).args([&unpacked, &folder, &world.probe()]);
+    finish(build, PATIENCE).ok();
     (kernel, initramfs)
-}
-
-/// Copies the kernel and the modules that it has not built in.
-fn copy_kernel(unpacked: &Path, kernel: &Path, modules: &Path) {
-    let mut order = String::new();
-    let files = walk(unpacked);
-    let named = |name: &str| files.iter().find(|path| path.ends_with(name));
-    let image = files.iter().find(|path| file_name(path).starts_with("vmlinuz")).unwrap();
-    fs::copy(image, kernel).unwrap();
-    for module in MODULES {
-        let file = format!("{module}.ko");
-        if let Some(path) = named(&file) {
-            fs::copy(path, modules.join(&file)).unwrap();
-            order = order + &file + "\n";
-        }
-    }
-    fs::write(modules.join("order"), order).unwrap();
-}
-
-/// Copies the libraries that a program is linked to, to where it looks for them.
-fn copy_libraries(program: &Path, root: &Path) {
-    let mut ldd = Command::new("ldd");
-    ldd.arg(program);
-    let outcome = finish(ldd, PATIENCE);
-    for library in outcome.ok().split_whitespace().filter(|word| word.starts_with('/')) {
-        let to = root.join(library.trim_start_matches('/'));
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        copy_program(Path::new(library), &to);
-    }
-}
-
-fn copy_program(from: &Path, to: &Path) {
-    fs::copy(from, to).unwrap();
-    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
-fn find_program(name: &str) -> PathBuf {
-    let path = env::var_os("PATH").unwrap();
-    env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.exists()).unwrap()
-}
-
-fn walk(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            files.extend(walk(&entry.path()));
-        } else {
-            files.push(entry.path());
-        }
-    }
-    files
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap().to_string_lossy().into_owned()
 }

@@ -1,79 +1,111 @@
-//! The medians as bars, plain SVG.
+//! The medians as bars, plain SVG: a group for each piece of work, in columns.
 
 use std::fmt::Write as _;
 
+use super::contender::Contender;
 use super::report::{Report, Row, median, number};
 use super::work::Kind;
 
 /// Measures in pixels.
-const WIDTH: usize = 760;
-const LEFT: usize = 110;
-const BAR: usize = 14;
-const GAP: usize = 10;
+const COLUMNS: usize = 3;
+const COLUMN: usize = 410;
+const MARGIN: usize = 16;
+const LINE: usize = 15;
+const BAR: usize = 13;
+/// Room for the names of contenders.
+const NAMES: usize = 92;
 /// Room for the longest bar, which leaves some for its number.
-const LONGEST: f64 = 540.0;
+const LONGEST: f64 = 240.0;
 
-/// Draws every row as a group of bars, one a contender, the longest as wide as there is room for.
+/// Draws the medians of all rows but those that would only crowd the chart.
 pub(super) fn draw(report: &Report) -> String {
-    let mut body = String::new();
-    let mut y = GAP;
-    for line in report.heading().lines() {
-        text(&mut body, GAP, &mut y, "#555", line);
-    }
-    for kind in Kind::ALL {
-        for (index, row) in report.rows(kind).enumerate() {
+    let mut blocks: Vec<Block> = Vec::new();
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Beside) {
+        let shown = |row: &&Row| !row.name.ends_with("p99") && !row.name.ends_with("flood");
+        for (index, row) in report.rows(kind).filter(shown).enumerate() {
+            let mut block = Block::default();
             if index == 0 {
-                y += GAP;
-                text(
-                    &mut body,
-                    GAP,
-                    &mut y,
-                    "#000",
-                    &format!("<tspan font-weight=\"bold\">{}</tspan>", kind.title()),
-                );
+                let better = if kind.is_rate() { "more is better" } else { "less is better" };
+                block.height += LINE / 2;
+                block.text("font-weight=\"bold\"", &format!("{} ({better})", kind.title()));
             }
-            group(&mut body, &mut y, row);
+            block.group(row);
+            blocks.push(block);
         }
     }
-    y += GAP;
+
+    let mut head = Block::default();
+    report.heading().lines().for_each(|line| head.text("fill=\"#555\"", line));
+    let total: usize = blocks.iter().map(|block| block.height).sum();
+    let mut body = head.at(MARGIN, MARGIN);
+    let (mut column, mut y, mut lowest) = (0, 0, 0);
+    for block in blocks {
+        // A column ends where the share of what is above it is reached.
+        if y >= total / COLUMNS && column + 1 < COLUMNS {
+            (column, y) = (column + 1, 0);
+        }
+        body += &block.at(MARGIN + column * COLUMN, MARGIN + head.height + y);
+        y += block.height;
+        lowest = lowest.max(y);
+    }
+    let (width, height) = (2 * MARGIN + COLUMNS * COLUMN, 2 * MARGIN + head.height + lowest);
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {y}\" width=\"{WIDTH}\" height=\"{y}\" \
-         font-family=\"sans-serif\" font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{body}</svg>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
+         height=\"{height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{body}</svg>\n"
     )
 }
 
-fn group(body: &mut String, y: &mut usize, row: &Row) {
-    *y += GAP / 2;
-    text(body, GAP, y, "#000", &row.name);
-    let most = row.contenders().map(|(_, samples)| median(samples)).fold(f64::MIN_POSITIVE, f64::max);
-    for (contender, samples) in row.contenders() {
-        let value = median(samples);
-        let width = (value / most * LONGEST).max(1.0);
-        let color = if contender.is_peer() {
-            "#9aa5b1"
-        } else if contender.is_network() {
-            "#c2410c"
-        } else {
-            "#dfe3e8"
-        };
-        let middle = *y + BAR - 4;
-        let _ = write!(
-            body,
-            "<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\">{}</text>\n\
-             <rect x=\"{LEFT}\" y=\"{}\" width=\"{width:.0}\" height=\"{}\" fill=\"{color}\"/>\n\
-             <text x=\"{:.0}\" y=\"{middle}\">{}</text>\n",
-            LEFT - 6,
-            contender.name(),
-            *y,
-            BAR - 2,
-            width + 114.0,
-            number(value),
-        );
-        *y += BAR;
+/// A piece of the chart that grows downwards.
+#[derive(Default)]
+struct Block {
+    body: String,
+    height: usize,
+}
+
+impl Block {
+    fn at(&self, x: usize, y: usize) -> String {
+        format!("<g transform=\"translate({x} {y})\">\n{}</g>\n", self.body)
+    }
+
+    fn text(&mut self, attributes: &str, text: &str) {
+        self.height += LINE;
+        let y = self.height - 4;
+        let text = text.replace('&', "&amp;").replace('<', "&lt;");
+        let _ = writeln!(self.body, "<text y=\"{y}\" {attributes}>{text}</text>");
+    }
+
+    fn group(&mut self, row: &Row) {
+        self.height += LINE / 3;
+        self.text("", &row.name);
+        let most = row.contenders().map(|(_, samples)| median(samples)).fold(f64::MIN_POSITIVE, f64::max);
+        for (contender, samples) in row.contenders() {
+            let value = median(samples);
+            let width = (value / most * LONGEST).max(1.0);
+            let (y, base) = (self.height, self.height + BAR - 3);
+            let _ = write!(
+                self.body,
+                "<text x=\"{}\" y=\"{base}\" text-anchor=\"end\">{}</text>\n\
+                 <rect x=\"{NAMES}\" y=\"{y}\" width=\"{width:.0}\" height=\"{}\" fill=\"{}\"/>\n\
+                 <text x=\"{:.0}\" y=\"{base}\">{}</text>\n",
+                NAMES - 6,
+                contender.name(),
+                BAR - 2,
+                color(contender),
+                NAMES as f64 + width + 5.0,
+                number(value),
+            );
+            self.height += BAR;
+        }
     }
 }
 
-fn text(body: &mut String, x: usize, y: &mut usize, color: &str, text: &str) {
-    *y += BAR;
-    let _ = writeln!(body, "<text x=\"{x}\" y=\"{}\" fill=\"{color}\">{text}</text>", *y - 3);
+fn color(contender: Contender) -> &'static str {
+    if contender.is_usernet() {
+        "#c2410c"
+    } else if contender.is_peer() {
+        "#9aa5b1"
+    } else {
+        "#dfe3e8"
+    }
 }

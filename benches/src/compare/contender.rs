@@ -14,11 +14,14 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::geteuid;
 use serde_json::Value;
 
+use super::machine::{self, Netdev};
 use super::shell::Shell;
 use crate::Programs;
 
 /// How long a contender may take to start.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a machine may take to boot on an emulated processor.
+const BOOT: Duration = Duration::from_secs(60);
 /// An ordinary user's number. It need not have a name.
 const ORDINARY: u32 = 12345;
 
@@ -34,11 +37,26 @@ pub(super) enum Contender {
     Slirp4netns,
     Pasta,
     Usernet,
+    /// A QEMU guest on QEMU's own network.
+    QemuLibslirp,
+    /// A QEMU guest on the stream socket of `passt`.
+    QemuPasst,
+    /// A QEMU guest on a stream socket of `usernet`.
+    QemuUsernet,
 }
 
 impl Contender {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Loopback, Self::Socat, Self::Veth, Self::Slirp4netns, Self::Pasta, Self::Usernet];
+    pub(super) const ALL: [Self; 9] = [
+        Self::Loopback,
+        Self::Socat,
+        Self::Veth,
+        Self::Slirp4netns,
+        Self::Pasta,
+        Self::Usernet,
+        Self::QemuLibslirp,
+        Self::QemuPasst,
+        Self::QemuUsernet,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -48,17 +66,30 @@ impl Contender {
             Self::Slirp4netns => "slirp4netns",
             Self::Pasta => "pasta",
             Self::Usernet => "usernet",
+            Self::QemuLibslirp => "qemu-libslirp",
+            Self::QemuPasst => "qemu-passt",
+            Self::QemuUsernet => "qemu-usernet",
         }
     }
 
-    /// Whether it does what `usernet` does: gives a guest a network.
-    pub(super) fn is_network(self) -> bool {
-        self.is_peer() || self == Self::Usernet
+    /// Whether it is `usernet`, with whatever guest.
+    pub(super) fn is_usernet(self) -> bool {
+        matches!(self, Self::Usernet | Self::QemuUsernet)
     }
 
-    /// Whether it is one of the others that do.
+    /// Whether it is one of the others that do what `usernet` does: give a guest a network.
     pub(super) fn is_peer(self) -> bool {
-        matches!(self, Self::Slirp4netns | Self::Pasta)
+        matches!(self, Self::Slirp4netns | Self::Pasta | Self::QemuLibslirp | Self::QemuPasst)
+    }
+
+    /// Whether its guest is a virtual machine.
+    pub(super) fn is_machine(self) -> bool {
+        matches!(self, Self::QemuLibslirp | Self::QemuPasst | Self::QemuUsernet)
+    }
+
+    /// Whether it gives a network to a namespace.
+    pub(super) fn is_on_tap(self) -> bool {
+        matches!(self, Self::Slirp4netns | Self::Pasta | Self::Usernet)
     }
 
     /// The version of the program; none for what is the kernel's.
@@ -71,7 +102,9 @@ impl Contender {
             Self::Socat => (Path::new("socat"), "-V", "socat"),
             Self::Slirp4netns => (Path::new("slirp4netns"), "--version", "slirp4netns"),
             Self::Pasta => (Path::new("pasta"), "--version", "passt"),
-            Self::Usernet => (lab.usernet.as_path(), "--version", ""),
+            Self::QemuLibslirp => (machine::QEMU.as_ref(), "--version", "libslirp0"),
+            Self::QemuPasst => (Path::new("passt"), "--version", "passt"),
+            Self::Usernet | Self::QemuUsernet => (lab.usernet.as_path(), "--version", ""),
         };
         let output = |command: &mut Command| {
             let output = command.output().with_context(|| format!("cannot run {}", program.display()))?;
@@ -81,18 +114,16 @@ impl Contender {
         // Not every one of them knows.
         let package = output(Command::new("dpkg-query").args(["--show", package])).unwrap_or_default();
         let line = if package.is_empty() { own.lines().next().unwrap_or_default() } else { &package };
-        Ok(Some(line.replace('\t', " ")))
+        let mut line = line.replace('\t', " ");
+        if self.is_machine() {
+            let qemu = output(Command::new(machine::QEMU).arg("--version"))?;
+            line = format!("{line}, {}", qemu.lines().next().unwrap_or_default());
+        }
+        Ok(Some(line))
     }
 
-    /// Starts it with this MTU.
+    /// Starts it with this MTU; it is there when [`Guest::settle`] says so.
     pub(super) fn start(self, lab: &Lab, mtu: u16) -> Result<Guest> {
-        let mut guest = self.start_guest(lab, mtu)?;
-        // Only then is all of it set up.
-        guest.shell.run("true", PATIENCE)?;
-        Ok(guest)
-    }
-
-    fn start_guest(self, lab: &Lab, mtu: u16) -> Result<Guest> {
         let servers = lab.servers.as_ref().context("there are no servers")?.1.clone();
         let gateway = |servers: Servers| Servers { host: "10.0.2.2".into(), ..servers };
         let complaints = lab.folder.join(format!("{}-{mtu}.log", self.name()));
@@ -150,6 +181,29 @@ impl Contender {
                 command.args(["exec", "--mtu", &mtu, "--", "sh"]);
                 Guest::relayed(shell(&mut command)?, gateway(servers))
             }
+            Self::QemuLibslirp => {
+                Guest::machine(machine::start(lab, &Netdev::User, complaints)?, None, gateway(servers))
+            }
+            Self::QemuPasst | Self::QemuUsernet => {
+                let socket = lab.work().join(self.name());
+                let _ = fs::remove_file(&socket);
+                let mut command =
+                    lab.user(if self == Self::QemuPasst { "passt".as_ref() } else { &*lab.usernet });
+                if self == Self::QemuPasst {
+                    command.args(["--foreground", "--quiet", "--one-off", "--mtu", &mtu]);
+                    command.args(["--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2"]);
+                    command.arg("--socket").arg(&socket);
+                } else {
+                    let control = socket.with_extension("control");
+                    let _ = fs::remove_file(&control);
+                    command.args(["--mtu", &mtu, "--listen", &format!("unix:{}", socket.display())]);
+                    command.args(["--control", &format!("unix:{}", control.display())]);
+                }
+                let relay = Shell::start(&mut command, complaints.with_extension("relay.log"))?;
+                machine::wait_for_listener(&socket, PATIENCE).with_context(|| relay.complaint())?;
+                let shell = machine::start(lab, &Netdev::Stream(socket), complaints)?;
+                Guest::machine(shell, Some(relay), gateway(servers))
+            }
         })
     }
 }
@@ -205,6 +259,9 @@ pub(super) struct Lab {
     pub(super) folder: PathBuf,
     usernet: PathBuf,
     load: PathBuf,
+    pub(super) core_load: PathBuf,
+    /// What machines boot, or why they cannot.
+    pub(super) image: Result<(), String>,
     servers: Option<(Shell, Servers)>,
 }
 
@@ -216,17 +273,19 @@ impl Lab {
             fs::copy(from, &to).with_context(|| format!("no {}", from.display()))?;
             Ok(to)
         };
-        let work = folder.join("work");
-        fs::create_dir(&work)?;
-        if geteuid().is_root() {
-            chown(&work, Some(ORDINARY), Some(ORDINARY))?;
-        }
         let mut lab = Self {
             folder: folder.into(),
             usernet: copy(&programs.usernet, "usernet")?,
             load: copy(&programs.load, "usernet-load")?,
+            core_load: programs.core_load.clone(),
+            image: machine::build(&programs.kernel, folder, &programs.load)
+                .map_err(|error| format!("{error:#}")),
             servers: None,
         };
+        fs::create_dir(lab.work())?;
+        if geteuid().is_root() {
+            chown(lab.work(), Some(ORDINARY), Some(ORDINARY))?;
+        }
         let mut command = lab.user(&lab.load);
         let shell = Shell::start(command.arg("serve"), folder.join("servers.log"))?;
         let servers = Servers::parse(&shell.line(PATIENCE)?)?;
@@ -234,8 +293,13 @@ impl Lab {
         Ok(lab)
     }
 
+    /// A folder that an ordinary user may write to.
+    fn work(&self) -> PathBuf {
+        self.folder.join("work")
+    }
+
     /// A command that an ordinary user runs.
-    fn user(&self, program: impl AsRef<Path>) -> Command {
+    pub(super) fn user(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("setpriv");
         // Where this program is killed, so is what it has started.
         command.args(["--pdeathsig", "KILL"]);
@@ -243,7 +307,7 @@ impl Lab {
             let user = ORDINARY.to_string();
             command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--inh-caps=-all"]);
         }
-        command.arg("--").arg(program.as_ref()).current_dir(self.folder.join("work")).env("LOAD", &self.load);
+        command.arg("--").arg(program.as_ref()).current_dir(self.work()).env("LOAD", &self.load);
         command
     }
 }
@@ -257,17 +321,37 @@ pub(super) struct Guest {
     /// The process that moves the bytes.
     relay: Option<u32>,
     pub(super) servers: Servers,
+    is_machine: bool,
 }
 
 impl Guest {
     fn new(shell: Shell, servers: Servers) -> Self {
-        Self { shell, around: None, relay: None, servers }
+        Self { shell, around: None, relay: None, servers, is_machine: false }
+    }
+
+    /// A virtual machine, which may have its network from another process.
+    fn machine(shell: Shell, around: Option<Shell>, servers: Servers) -> Self {
+        Self { around, is_machine: true, ..Self::new(shell, servers) }
+    }
+
+    /// Waits until all of it is set up.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        if self.is_machine {
+            machine::set_up(&mut self.shell, BOOT)?;
+        }
+        self.shell.run("true", PATIENCE)?;
+        Ok(())
+    }
+
+    /// Whether it can do more work: not when the last is still not over.
+    pub(super) fn is_idle(&mut self) -> bool {
+        self.shell.run("true", Duration::from_secs(1)).is_ok()
     }
 
     /// A guest whose network is the process that it was started by.
     fn relayed(shell: Shell, servers: Servers) -> Self {
         let relay = Some(shell.pid());
-        Self { shell, around: None, relay, servers }
+        Self { relay, ..Self::new(shell, servers) }
     }
 
     /// Runs a command of `usernet-load` and reads its result.

@@ -11,6 +11,7 @@ use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde_json::{Value, json};
 
 use super::contender::Contender;
+use super::marks;
 use super::work::{Figure, Kind};
 
 /// The samples of a figure: a value for each round that has one.
@@ -24,6 +25,8 @@ pub(super) struct Report {
     rows: Vec<Row>,
     /// Who could not do what, and why.
     failures: Vec<(Contender, String, String)>,
+    /// Whether its time was over before its work was.
+    pub(super) cut_short: bool,
 }
 
 /// The same figure of all contenders.
@@ -44,7 +47,7 @@ impl Row {
     }
 
     /// The best of the peers in each round.
-    fn best_peer(&self) -> Samples {
+    pub(super) fn best_peer(&self) -> Samples {
         let mut best = Samples::new();
         for (_, samples) in self.contenders().filter(|(contender, _)| contender.is_peer()) {
             for (round, value) in samples {
@@ -55,8 +58,13 @@ impl Row {
         best
     }
 
+    /// What a value is as time, in microseconds.
+    fn latencies(&self, samples: &Samples) -> Samples {
+        samples.iter().filter_map(|(round, value)| Some((*round, self.kind.latency(*value)?))).collect()
+    }
+
     /// What a contender adds to the loopback in each round, in microseconds.
-    fn added(&self, samples: &Samples) -> Samples {
+    pub(super) fn added(&self, samples: &Samples) -> Samples {
         let Some(loopback) = self.get(Contender::Loopback) else { return Samples::new() };
         pairs(samples, loopback, |value, loopback| {
             Some(self.kind.latency(value)? - self.kind.latency(loopback)?)
@@ -66,7 +74,7 @@ impl Row {
 
 impl Report {
     pub(super) fn new(measure: Duration) -> Self {
-        Self { versions: Vec::new(), measure, rows: Vec::new(), failures: Vec::new() }
+        Self { versions: Vec::new(), measure, rows: Vec::new(), failures: Vec::new(), cut_short: false }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -100,6 +108,11 @@ impl Report {
         self.failures.iter().any(|(c, w, _)| *c == contender && w == what)
     }
 
+    /// A row by its name.
+    pub(super) fn row(&self, kind: Kind, name: &str) -> Option<&Row> {
+        self.rows(kind).find(|row| row.name == name)
+    }
+
     /// The rows of a table.
     pub(super) fn rows(&self, kind: Kind) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(move |row| row.kind == kind)
@@ -108,27 +121,36 @@ impl Report {
     /// Prints a table for each kind of work.
     pub(super) fn print(&self) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{}", self.heading())?;
+        for line in self.heading().lines() {
+            writeln!(out, "- {line}")?;
+        }
         for kind in Kind::ALL {
             if self.rows(kind).next().is_some() {
-                writeln!(out, "\n{}\n\n{}", kind.title(), self.table(kind))?;
+                writeln!(out, "\n### {}\n\n{}", kind.title(), self.table(kind))?;
             }
         }
+        if !self.failures.is_empty() {
+            writeln!(out, "\n### Not measured\n")?;
+        }
         for (contender, what, why) in &self.failures {
-            writeln!(out, "\nnot measured: {}: {what}: {why}", contender.name())?;
+            writeln!(out, "- {}: {what}: {why}", contender.name())?;
+        }
+        if let Some(marks) = marks::table(self) {
+            writeln!(out, "\n### Marks\n\n{marks}")?;
         }
         Ok(())
     }
 
     /// Where and how it was measured.
     pub(super) fn heading(&self) -> String {
-        let rounds = self.rows.iter().flat_map(|row| &row.samples).map(|(_, s)| s.len()).max().unwrap_or(0);
+        let most = self.rows.iter().flat_map(|row| &row.samples).map(|(_, s)| s.len()).max().unwrap_or(0);
+        let cut = if self.cut_short { " (the last cut short)" } else { "" };
         let machine = Machine::look();
         let mut lines = vec![
             format!("{}, {} processors, {}", machine.processor, machine.processors, machine.system),
             format!("commit {}, TCP congestion control {}", machine.commit, machine.congestion_control),
             format!(
-                "{rounds} rounds, {} ms a measurement; medians, then the least and the most; ratios are medians \
+                "{most} rounds{cut}, {} ms a measurement; medians, then the least and the most; ratios are medians \
                  of the ratios in each round",
                 self.measure.as_millis()
             ),
@@ -143,6 +165,7 @@ impl Report {
         columns.extend(match (kind.is_rate(), latency) {
             (_, true) => vec!["adds, µs", "adds / best peer"],
             (true, false) => vec!["/ loopback", "/ socat", "/ veth", "/ best peer"],
+            (false, false) if kind == Kind::Beside => Vec::new(),
             (false, false) => vec!["/ best peer"],
         });
         let mut table = Table::new();
@@ -167,14 +190,21 @@ impl Report {
                 if latency {
                     let added = row.added(samples);
                     let text = if added.is_empty() { String::new() } else { number(median(&added)) };
-                    cells.extend([text, ratio(&added, &row.added(&row.best_peer()))]);
+                    // Machines have no loopback to be compared with.
+                    let to_best = match row.get(Contender::Loopback) {
+                        Some(_) => ratio(&added, &row.added(&row.best_peer())),
+                        None => ratio(&row.latencies(samples), &row.latencies(&row.best_peer())),
+                    };
+                    cells.extend([text, to_best]);
                 } else {
                     if kind.is_rate() {
                         for yardstick in [Contender::Loopback, Contender::Socat, Contender::Veth] {
                             cells.push(row.get(yardstick).map_or_else(String::new, |to| ratio(samples, to)));
                         }
                     }
-                    cells.push(ratio(samples, &row.best_peer()));
+                    if kind != Kind::Beside {
+                        cells.push(ratio(samples, &row.best_peer()));
+                    }
                 }
                 table.add_row(cells);
             }
@@ -211,6 +241,7 @@ impl Report {
             "versions": self.versions.iter().cloned().collect::<BTreeMap<_, _>>(),
             "figures": figures.collect::<Vec<_>>(),
             "failures": failures.collect::<Vec<_>>(),
+            "marks": marks::to_json(self),
         })
     }
 }
@@ -249,7 +280,7 @@ impl Machine {
 }
 
 /// Something of two values of the same round.
-fn pairs(of: &Samples, to: &Samples, make: impl Fn(f64, f64) -> Option<f64>) -> Samples {
+pub(super) fn pairs(of: &Samples, to: &Samples, make: impl Fn(f64, f64) -> Option<f64>) -> Samples {
     of.iter().filter_map(|(round, of)| Some((*round, make(*of, *to.get(round)?)?))).collect()
 }
 
@@ -266,7 +297,7 @@ pub(super) fn median(samples: &Samples) -> f64 {
 }
 
 /// The least and the most.
-fn spread(samples: &Samples) -> (f64, f64) {
+pub(super) fn spread(samples: &Samples) -> (f64, f64) {
     let fold = |pick: fn(f64, f64) -> f64| samples.values().copied().reduce(pick).unwrap_or(f64::NAN);
     (fold(f64::min), fold(f64::max))
 }

@@ -8,7 +8,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A process with a shell behind its standard streams, in whatever network it is. It ends when this
 /// is dropped.
@@ -19,6 +20,8 @@ pub(super) struct Shell {
     /// What it and the programs around it complain.
     complaints: PathBuf,
     commands: usize,
+    /// Whether it is the console of a machine, which frames its commands itself.
+    is_console: bool,
 }
 
 impl Shell {
@@ -35,10 +38,11 @@ impl Shell {
         let (sender, lines) = channel();
         // Lines are read on a thread so that they can be waited for with a deadline.
         thread::spawn(move || {
-            let lines = BufReader::new(stdout).lines().map_while(Result::ok);
-            lines.map(|line| sender.send(line)).take_while(Result::is_ok).for_each(drop);
+            let lines = BufReader::new(stdout).split(b'\n').map_while(Result::ok);
+            let text = |line: Vec<u8>| String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            lines.map(|line| sender.send(text(line))).take_while(Result::is_ok).for_each(drop);
         });
-        Ok(Self { stdin: child.stdin.take(), child, lines, complaints, commands: 0 })
+        Ok(Self { stdin: child.stdin.take(), child, lines, complaints, commands: 0, is_console: false })
     }
 
     /// The process that was started.
@@ -54,9 +58,13 @@ impl Shell {
     pub(super) fn run(&mut self, script: &str, patience: Duration) -> Result<String> {
         self.commands += 1;
         let marker = format!("@{}", self.commands);
-        let stdin = self.stdin.as_mut().context("the shell has no input")?;
+        let text = if self.is_console {
+            format!("{marker}\n{script}\n{marker}\n")
+        } else {
+            format!("{{ {script}\n}} </dev/null 2>&1\necho {marker} $?\n")
+        };
         // A shell that is gone is noticed when it does not answer.
-        let _ = stdin.write_all(format!("{{ {script}\n}} </dev/null 2>&1\necho {marker} $?\n").as_bytes());
+        let _ = self.stdin.as_mut().context("the shell has no input")?.write_all(text.as_bytes());
         let deadline = Instant::now() + patience;
         let mut output = String::new();
         loop {
@@ -79,12 +87,27 @@ impl Shell {
         }
     }
 
+    /// Waits until the console of a machine is there, which is what it speaks to from then on.
+    pub(super) fn wait_for_console(&mut self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while self.line(deadline.saturating_duration_since(Instant::now()))? != "@ready" {}
+        self.is_console = true;
+        Ok(())
+    }
+
     /// The next line of something in the background.
     pub(super) fn line(&self, patience: Duration) -> Result<String> {
-        self.lines.recv_timeout(patience).map_err(|_| {
-            let complaints = fs::read_to_string(&self.complaints).unwrap_or_default();
-            anyhow::anyhow!("nothing within {} s; {}", patience.as_secs(), last_line(&complaints))
+        self.lines.recv_timeout(patience).map_err(|error| match error {
+            RecvTimeoutError::Timeout => {
+                anyhow!("nothing within {} s; {}", patience.as_secs(), self.complaint())
+            }
+            RecvTimeoutError::Disconnected => anyhow!("it has ended: {}", self.complaint()),
         })
+    }
+
+    /// What it or the programs around it complained about last.
+    pub(super) fn complaint(&self) -> String {
+        last_line(&fs::read_to_string(&self.complaints).unwrap_or_default()).to_owned()
     }
 }
 
@@ -99,9 +122,30 @@ impl Drop for Shell {
             }
             thread::sleep(Duration::from_millis(5));
         }
+        // A guest that still works would outlive what is around it.
+        for process in descendants(self.pid()) {
+            let _ = kill_process(process, Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The processes that a process has started, and those that they have.
+fn descendants(process: u32) -> Vec<Pid> {
+    let children = |process: u32| {
+        let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
+        let children = children.unwrap_or_default();
+        children.split_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<u32>>()
+    };
+    let mut found = children(process);
+    let mut next = 0;
+    while let Some(process) = found.get(next) {
+        found.extend(children(*process));
+        next += 1;
+    }
+    let pid = |process: u32| Pid::from_raw(i32::try_from(process).ok()?);
+    found.into_iter().filter_map(pid).collect()
 }
 
 fn last_line(text: &str) -> &str {

@@ -12,7 +12,9 @@ use crate::test::{cargo, enter_workspace};
 /// Who is compared, and what they are run with.
 const COMPARISON: &[Program] = &[
     program("ip", "iproute2"),
+    program("busybox", "busybox-static"),
     program("pasta", "passt"),
+    program("qemu-system-x86_64", "qemu-system-x86"),
     program("slirp4netns", "slirp4netns"),
     program("socat", "socat"),
 ];
@@ -43,12 +45,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     enter_workspace()?;
     let counts = arguments.budget || arguments.accept_budget;
-    packages::offer(if counts { COUNTERS } else { COMPARISON });
+    packages::offer(if counts { COUNTERS } else { COMPARISON }, !counts);
     cargo("build --release --package usernet-cli --package usernet-benches --bins")?;
     let programs = Programs {
         usernet: built("usernet"),
         load: built("usernet-load"),
         core_load: built("usernet-core-load"),
+        kernel: packages::KERNEL.into(),
     };
     if arguments.accept_budget {
         budget::accept(&programs, Path::new(BUDGET))

@@ -38,7 +38,7 @@ const QEMU: &[Program] = &[
 ];
 
 /// Where the kernel of the QEMU guests is unpacked; it is not installed.
-const KERNEL: &str = "target/lab/kernel";
+pub(crate) const KERNEL: &str = "target/lab/kernel";
 
 /// The package that always depends on the newest kernel for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -71,12 +71,14 @@ pub(crate) fn provide(suites: &[Suite]) -> Result<()> {
     Ok(())
 }
 
-/// Installs what is missing of `programs`, and opens the TAP device, if it can. That it cannot is no
-/// error: who then is missing is named by whoever runs it.
-pub(crate) fn offer(programs: &[Program]) {
+/// Installs what is missing of `programs`, fetches the kernel if one is wanted, and opens the TAP device,
+/// if it can. That it cannot is no error: who then is missing is named by whoever runs it.
+pub(crate) fn offer(programs: &[Program], kernel: bool) {
     let missing: Vec<_> = programs.iter().filter(|p| !on_path(p.name)).map(|p| p.package).collect();
-    let installed = if missing.is_empty() { Ok(()) } else { install(&missing) };
-    for error in [installed, open_tun()].into_iter().filter_map(Result::err) {
+    let kernel_missing = kernel && !Path::new(KERNEL).join("boot").exists();
+    let installed = if missing.is_empty() && !kernel_missing { Ok(()) } else { install(&missing) };
+    let unpacked = if kernel_missing { unpack_kernel() } else { Ok(()) };
+    for error in [installed, unpacked, open_tun()].into_iter().filter_map(Result::err) {
         eprintln!("warning: {error:#}");
     }
 }

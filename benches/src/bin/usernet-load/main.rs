@@ -100,7 +100,7 @@ struct Datagrams {
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    match allow_descriptors().and_then(|()| run(command)) {
+    match allow_descriptors().and_then(|()| die_with_parent()).and_then(|()| run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("usernet-load: {error:#}");
@@ -138,7 +138,7 @@ fn allow_descriptors() -> Result<()> {
     Ok(())
 }
 
-/// What runs in the background of a shell ends with it, however that ends.
+/// What a shell runs ends with it, however that ends.
 fn die_with_parent() -> Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }

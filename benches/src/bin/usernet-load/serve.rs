@@ -41,7 +41,6 @@ const THREADS: usize = 48;
 const DRAIN: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(address: IpAddr) -> Result<()> {
-    crate::die_with_parent()?;
     let any = SocketAddr::new(address, 0);
     let listener = Arc::new(TcpListener::bind(any).context("cannot listen")?);
     let idle = TcpListener::bind(any).context("cannot listen")?;

@@ -1,0 +1,206 @@
+//! What the figures are to show: bars for `usernet` against yardsticks and peers, and whether they are met.
+
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use serde_json::{Value, json};
+
+use super::contender::Contender;
+use super::report::{Report, Row, Samples, median, number, pairs, spread};
+use super::work::Kind;
+
+/// The row of the core's memory, which no socket is part of.
+pub(super) const CORE_MEMORY: &str = "core alone, 100,000 idle flows";
+
+/// A mark, and what was measured in each round.
+struct Mark {
+    name: String,
+    bar: Bar,
+    samples: Samples,
+}
+
+enum Bar {
+    AtLeast(f64),
+    AtMost(f64),
+    Above(f64),
+    Below(f64),
+}
+
+impl Bar {
+    fn is_met(&self, value: f64) -> bool {
+        match *self {
+            Self::AtLeast(bar) => value >= bar,
+            Self::AtMost(bar) => value <= bar,
+            Self::Above(bar) => value > bar,
+            Self::Below(bar) => value < bar,
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::AtLeast(bar) => format!("≥ {bar}"),
+            Self::AtMost(bar) => format!("≤ {bar}"),
+            Self::Above(bar) => format!("> {bar}"),
+            Self::Below(bar) => format!("< {bar}"),
+        }
+    }
+}
+
+/// The marks that this run has the figures for; none when it has none of them.
+pub(super) fn table(report: &Report) -> Option<Table> {
+    let mut table = Table::new();
+    table.load_preset(ASCII_MARKDOWN).set_header(["mark", "wanted", "measured", "min .. max", ""]);
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    let marks = marks(report);
+    for mark in &marks {
+        let value = median(&mark.samples);
+        let (low, high) = spread(&mark.samples);
+        table.add_row([
+            mark.name.clone(),
+            mark.bar.text(),
+            number(value),
+            format!("{} .. {}", number(low), number(high)),
+            if mark.bar.is_met(value) { "pass" } else { "MISS" }.to_owned(),
+        ]);
+    }
+    (!marks.is_empty()).then_some(table)
+}
+
+pub(super) fn to_json(report: &Report) -> Value {
+    let mark = |mark: &Mark| {
+        let value = median(&mark.samples);
+        json!({
+            "mark": mark.name,
+            "wanted": mark.bar.text(),
+            "measured": value,
+            "samples": mark.samples.values().collect::<Vec<_>>(),
+            "met": mark.bar.is_met(value),
+        })
+    };
+    marks(report).iter().map(mark).collect()
+}
+
+fn marks(report: &Report) -> Vec<Mark> {
+    let mut marks = Marks { report, list: Vec::new() };
+    for (mtu, out, bar) in [(1500, true, 0.95), (1500, false, 1.2), (65520, true, 1.2), (65520, false, 1.3)] {
+        marks.against(&bulk(mtu, out), Contender::Socat, bar);
+    }
+    for out in [true, false] {
+        marks.against(&bulk(1500, out), Contender::Slirp4netns, 5.0);
+    }
+    marks.latency();
+    for direction in ["out", "in"] {
+        marks.against_peers(
+            Kind::Datagrams,
+            &format!("UDP {direction}, 1400 bytes, free of loss"),
+            Contender::Usernet,
+            Bar::AtLeast(3.0),
+        );
+    }
+    for out in [true, false] {
+        let row = format!("QEMU guest: {}", bulk(1500, out));
+        marks.against_peers(Kind::Bulk, &row, Contender::QemuUsernet, Bar::Above(1.0));
+    }
+    for row in report.rows(Kind::Beside) {
+        // Of a rate no less is wanted, of a time no more.
+        let bar = if row.name.contains("p50") || row.name.contains("p99") {
+            Bar::AtMost(1.05)
+        } else {
+            Bar::AtLeast(0.95)
+        };
+        let samples = row.get(Contender::Usernet).cloned();
+        marks.add(format!("{} / without", row.name), bar, samples);
+    }
+    let memory = report.row(Kind::Memory, CORE_MEMORY).and_then(|row| row.get(Contender::Usernet));
+    marks.add(format!("{CORE_MEMORY}, MB"), Bar::Below(100.0), memory.cloned());
+    for row in report.rows(Kind::Processor) {
+        marks.against_peers(Kind::Processor, &row.name, Contender::Usernet, Bar::AtMost(0.5));
+    }
+    marks.list
+}
+
+struct Marks<'a> {
+    report: &'a Report,
+    list: Vec<Mark>,
+}
+
+impl Marks<'_> {
+    /// Adds a mark, if it was measured.
+    fn add(&mut self, name: String, bar: Bar, samples: Option<Samples>) {
+        self.list.extend(samples.filter(|samples| !samples.is_empty()).map(|samples| Mark {
+            name,
+            bar,
+            samples,
+        }));
+    }
+
+    /// A rate of streams at least this many times that of another.
+    fn against(&mut self, name: &str, to: Contender, bar: f64) {
+        let ratios = self
+            .report
+            .row(Kind::Bulk, name)
+            .and_then(|row| ratio(row.get(Contender::Usernet)?, row.get(to)?));
+        self.add(format!("{name} / {}", to.name()), Bar::AtLeast(bar), ratios);
+    }
+
+    fn against_peers(&mut self, kind: Kind, name: &str, contender: Contender, bar: Bar) {
+        let ratios = self.report.row(kind, name).and_then(|row| ratio(row.get(contender)?, &row.best_peer()));
+        let what = if kind == Kind::Processor { format!("processor time, {name}") } else { name.to_owned() };
+        self.add(format!("{what} / best peer"), bar, ratios);
+    }
+
+    /// What a round trip and a connection add.
+    fn latency(&mut self) {
+        let usernet = |row: &Row| row.get(Contender::Usernet).cloned();
+        let added = |row: &Row| Some(row.added(row.get(Contender::Usernet)?));
+        let against = |row: &Row| ratio(&added(row)?, &row.added(&row.best_peer()));
+        let p50 = self.report.row(Kind::RoundTrip, "TCP round trip, p50");
+        let p99 = self.report.row(Kind::RoundTrip, "TCP round trip, p99");
+        self.add("TCP round trip adds, p50, µs".into(), Bar::AtMost(10.0), p50.and_then(added));
+        self.add("TCP round trip adds, p50 / best peer".into(), Bar::AtMost(0.7), p50.and_then(against));
+        let tail = p50.zip(p99).and_then(|(p50, p99)| ratio(&usernet(p99)?, &usernet(p50)?));
+        self.add("TCP round trip, p99 / p50".into(), Bar::Below(3.0), tail);
+        let connections = self.report.row(Kind::Connections, "connections");
+        self.add("connection adds / best peer".into(), Bar::AtMost(0.5), connections.and_then(against));
+    }
+}
+
+fn bulk(mtu: u16, out: bool) -> String {
+    format!("TCP {}, MTU {mtu}, 1 stream", if out { "out" } else { "in" })
+}
+
+fn ratio(of: &Samples, to: &Samples) -> Option<Samples> {
+    Some(pairs(of, to, |of, to| Some(of / to)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::work::{Figure, Work};
+    use super::*;
+
+    #[test]
+    fn a_mark_is_met_or_missed_by_the_median_of_the_rounds() {
+        let mut report = Report::new(Duration::from_secs(1));
+        let row = bulk(1500, true);
+        for (round, value) in [(0, 9.0), (1, 9.6), (2, 9.7)] {
+            report.add(round, Contender::Socat, Figure { kind: Kind::Bulk, row: row.clone(), value: 10.0 });
+            report.add(round, Contender::Usernet, Figure { kind: Kind::Bulk, row: row.clone(), value });
+        }
+        let [mark] = marks(&report).try_into().ok().expect("one mark was measured");
+        assert_eq!(median(&mark.samples), 0.96);
+        assert!(table(&report).expect("there is a mark").to_string().contains("pass"));
+        assert!(!Bar::AtLeast(0.97).is_met(0.96) && Bar::Above(0.95).is_met(0.96));
+    }
+
+    #[test]
+    fn the_work_that_marks_speak_of_is_done() {
+        let all = Work::all();
+        for (mtu, out) in [(1500, true), (1500, false), (65520, true), (65520, false)] {
+            assert!(all.iter().any(|work| work.name == bulk(mtu, out)));
+        }
+        for name in ["TCP round trip", "connections", "UDP in, 1400 bytes", "UDP out, 1400 bytes"] {
+            assert!(all.iter().any(|work| work.name == name), "{name}");
+        }
+        assert!(all.iter().any(|work| work.name == format!("QEMU guest: {}", bulk(1500, true))));
+    }
+}
