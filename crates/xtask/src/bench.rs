@@ -46,7 +46,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     enter_workspace()?;
     let counts = arguments.budget || arguments.accept_budget;
     packages::offer(if counts { COUNTERS } else { COMPARISON }, !counts);
-    cargo("build --release --package usernet-cli --package usernet-benches --bins")?;
+    // Apart, so that the program is built as its users get it.
+    cargo("build --release --package usernet-cli")?;
+    cargo("build --release --package usernet-benches --bins")?;
     let programs = Programs {
         usernet: built("usernet"),
         load: built("usernet-load"),
