@@ -4,10 +4,11 @@
 //! memory of many flows, and system calls of the whole program under strace.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
@@ -117,15 +118,31 @@ pub(crate) fn bytes_per_flow(core_load: &Path, flows: u32) -> Result<f64> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
 }
 
-/// System calls of `usernet exec` while its guest moves bytes, for each 64 KiB.
+/// System calls of `usernet exec` while its guest moves bytes, for each 64 KiB. Its start does not count.
 fn system_calls(programs: &Programs, work: &str) -> Result<f64> {
     let mut server = Command::new(&programs.load).arg("serve").stdout(Stdio::piped()).spawn()?;
+    let counted = moving(programs, work, &mut server);
+    server.kill()?;
+    server.wait()?;
+    let (calls, output) = counted?;
+    let result: Value = serde_json::from_str(&output).with_context(|| format!("no result: {output}"))?;
+    let moved = result.get("moved_bytes").and_then(Value::as_f64).context("nothing moved")?;
+    let (start, _) = trace(programs, &["true".as_ref()])?;
+    Ok((calls - start) / (moved / 65_536.0))
+}
+
+fn moving(programs: &Programs, work: &str, server: &mut Child) -> Result<(f64, String)> {
     let stdout = server.stdout.take().context("the server has no output")?;
     let mut ports = String::new();
     BufReader::new(stdout).read_line(&mut ports)?;
     let ports: Value = serde_json::from_str(&ports)?;
-    let port = ports.get("tcp").context("the server has no port")?;
+    let address = format!("10.0.2.2:{}", ports.get("tcp").context("the server has no port")?);
+    let work: [&OsStr; 4] = [work.as_ref(), address.as_ref(), "--time".as_ref(), "1500".as_ref()];
+    trace(programs, &[&[programs.load.as_os_str()], work.as_slice()].concat())
+}
 
+/// The system calls of `usernet exec` for this command, and what the command wrote.
+fn trace(programs: &Programs, command: &[&OsStr]) -> Result<(f64, String)> {
     let counts = tempfile::NamedTempFile::new()?;
     // What the program starts is the guest, with which strace has nothing to do.
     let output = Command::new("strace")
@@ -133,18 +150,13 @@ fn system_calls(programs: &Programs, work: &str) -> Result<f64> {
         .arg("--output")
         .args([counts.path(), &programs.usernet])
         .args(["exec", "--"])
-        .arg(&programs.load)
-        .args([work, &format!("10.0.2.2:{port}"), "--time", "1500"])
+        .args(command)
         .env("RUST_LOG", "error")
         .stderr(Stdio::inherit())
-        .output();
-    server.kill()?;
-    server.wait()?;
-    let output = String::from_utf8_lossy(&output.context("cannot run strace")?.stdout).into_owned();
-    let result: Value = serde_json::from_str(&output).with_context(|| format!("no result: {output}"))?;
-    let moved = result.get("moved_bytes").and_then(Value::as_f64).context("nothing moved")?;
+        .output()
+        .context("cannot run strace")?;
     let counts = fs::read_to_string(counts.path())?;
     let total = counts.lines().find_map(|line| line.trim().strip_suffix(" total"));
-    let total: f64 = total.with_context(|| format!("strace says: {counts}"))?.trim().parse()?;
-    Ok(total / (moved / 65_536.0))
+    let total = total.with_context(|| format!("strace says: {counts}"))?.trim().parse()?;
+    Ok((total, String::from_utf8_lossy(&output.stdout).into_owned()))
 }

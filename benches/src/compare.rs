@@ -30,7 +30,7 @@ use work::{CORE_FLOWS, Figure, HOLD, IDLE, Kind, MTUS, Place, Times, Work};
 
 /// When a run ends, whatever it has measured by then: a quick one, and one that is not told how many
 /// rounds it has. A last piece of work may be under way.
-const LIMITS: [Duration; 2] = [Duration::from_secs(270), Duration::from_secs(35 * 60)];
+const LIMITS: [Duration; 2] = [Duration::from_secs(250), Duration::from_secs(35 * 60)];
 /// How often work is done with and without idle flows in a round.
 const PAIRS: usize = 2;
 /// What is not tried again by those that have not managed it.
@@ -101,7 +101,7 @@ pub fn run(options: &Options, programs: &Programs) -> Result<()> {
     }
     if run.is_over() {
         run.report.cut_short = true;
-        eprintln!("==> {} minutes are over", limit.as_secs() / 60);
+        eprintln!("==> the time of {} s is over", limit.as_secs());
     }
 
     let report = run.report;
@@ -321,7 +321,7 @@ impl Run {
                 self.report.add(round, contender, Figure { kind: Kind::Beside, row, value });
             }
         }
-        if self.choice.memory {
+        if self.choice.memory && !self.is_over() {
             with.hold(many - some, HOLD)?;
             self.add_resident(round, contender, with, &format!("with {many} idle flows"));
         }

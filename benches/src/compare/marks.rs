@@ -99,13 +99,10 @@ fn marks(report: &Report) -> Vec<Mark> {
         let row = format!("QEMU guest: {}", bulk(1500, out));
         marks.against_peers(Kind::Bulk, &row, Contender::QemuUsernet, Bar::Above(1.0));
     }
-    for row in report.rows(Kind::Beside) {
+    // Of the slowest round trips no run is long enough to tell 5 %.
+    for row in report.rows(Kind::Beside).filter(|row| !row.name.ends_with("p99")) {
         // Of a rate no less is wanted, of a time no more.
-        let bar = if row.name.contains("p50") || row.name.contains("p99") {
-            Bar::AtMost(1.05)
-        } else {
-            Bar::AtLeast(0.95)
-        };
+        let bar = if row.name.ends_with("p50") { Bar::AtMost(1.05) } else { Bar::AtLeast(0.95) };
         let samples = row.get(Contender::Usernet).cloned();
         marks.add(format!("{} / without", row.name), bar, samples);
     }

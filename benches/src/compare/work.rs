@@ -57,7 +57,7 @@ impl Kind {
         match self {
             Self::Bulk => "TCP streams, Gbit/s",
             Self::RoundTrip => "Round trips of one small message, µs",
-            Self::Connections => "TCP connect, request and close, one after the other, per second",
+            Self::Connections => "TCP connect, request and close, per second",
             Self::Datagrams => "UDP datagrams, per second",
             Self::Processor => "Processor time of the relay, s per GB moved",
             Self::Beside => "With 10,000 idle flows beside, against without: ratio",

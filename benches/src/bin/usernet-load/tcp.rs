@@ -165,9 +165,10 @@ pub(crate) fn hold(server: SocketAddr, count: usize, time: Duration) -> Result<(
     let began = Instant::now();
     let mut held = Vec::with_capacity(count);
     for number in 0..count {
-        let stream = TcpStream::connect(server).with_context(|| format!("after {number} connections"))?;
-        held.push(stream);
-        ensure!(began.elapsed() < time, "only {} connections in {} s", held.len(), time.as_secs());
+        let left = time.saturating_sub(began.elapsed());
+        ensure!(!left.is_zero(), "only {number} connections in {} s", time.as_secs());
+        let stream = TcpStream::connect_timeout(&server, left);
+        held.push(stream.with_context(|| format!("after {number} connections"))?);
     }
     report(&json!({ "held": held.len(), "seconds": began.elapsed().as_secs_f64() }))?;
     loop {
