@@ -307,8 +307,16 @@ impl FakeHost {
             max = max.min(1 + rng.below(max as u64) as usize);
         }
         let bytes: Vec<u8> = end.to_guest.range(at..at + available.min(max)).copied().collect();
-        let short = bytes.len() < max && !end.fin && !cut;
-        Ok((bytes, if short { PeekEnd::Empty } else { PeekEnd::More }))
+        let short = bytes.len() < max && !cut;
+        // The end of the stream may be told with its last bytes, or behind them.
+        Ok((
+            bytes,
+            match end.fin {
+                false if short => PeekEnd::Empty,
+                true if short && rng.chance(500) => PeekEnd::Eof,
+                _ => PeekEnd::More,
+            },
+        ))
     }
 
     pub(crate) fn discard(&mut self, flow: FlowId, len: u32) {

@@ -24,14 +24,16 @@ const MAX_ISLANDS: usize = 4;
 /// No window rather than one that makes silly small segments (RFC 9293 §3.8.6.2.2).
 const MIN_WINDOW: u32 = 4096;
 /// How long the acknowledgement of a small message waits for the host's answer. RFC 9293 §3.8.6.3 allows
-/// half a second; a guest that answers to RFC 896 (Nagle) may hold back its next bytes for it.
-const ACK_DELAY: Duration = Duration::from_micros(500);
+/// half a second, but a guest may hold back its next bytes for it (RFC 896). Any shorter, and the
+/// processor's timer is set anew for each message, which costs more than the frame does.
+const ACK_DELAY: Duration = Duration::from_millis(4);
 /// What is not acknowledged within that time is fewer bytes than this: a guest with more to say is not
 /// made to wait.
 const SMALL: u32 = 1024;
-/// Each acknowledgement that waited in vain has twice as many go at once as the last one had, up to
-/// two to the power of this.
-const MAX_VAIN: u8 = 12;
+/// Each acknowledgement that waited in vain has twice as many go at once as the last one had: this many
+/// for the first, up to `2^MAX_VAIN` times as many.
+const QUICK: u16 = 8;
+const MAX_VAIN: u8 = 9;
 
 /// What to do with a segment's payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +105,8 @@ impl Receiver {
             ack_due: false,
             ack_at: None,
             acked: rcv_nxt,
-            quick: 0,
+            // A message that comes in two parts is answered after the second only.
+            quick: 1,
             vain: 0,
         }
     }
@@ -225,8 +228,8 @@ impl Receiver {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         if self.ack_at.take_if(|at| *at <= now).is_some() {
             self.ack_due = true;
+            self.quick = QUICK << self.vain;
             self.vain = (self.vain + 1).min(MAX_VAIN);
-            self.quick = 1 << self.vain;
         }
     }
 

@@ -27,8 +27,9 @@ const MAX_BURST: u32 = 65_480;
 const DISCARD_AT: u32 = 128 << 10;
 /// While requests and answers alternate, each request acknowledges an answer and brings on a write, which
 /// tells the peer that all arrived: up to so many bytes, and so many answers, are discarded in one go.
-/// Each lies in a kernel buffer of its own, of which a peek walks all.
-const LAZY_BYTES: u32 = 4096;
+/// Each lies in a kernel buffer of its own, of which a peek walks all, and which takes room that the peer
+/// may need to go on.
+const LAZY_BYTES: u32 = 1024;
 const LAZY_ANSWERS: u8 = 16;
 /// RFC 9293 §3.8.3 R2: give a flow up after this many timeouts in a row. A guest that answers with a
 /// shut window is never given up (RFC 9293 §3.8.6.1).
