@@ -18,7 +18,8 @@ use crate::Programs;
 
 /// How much more than its budget something may cost: other compilers and C libraries count differently.
 const TOLERANCE: f64 = 1.05;
-/// How often system calls are counted: the least is what a busy machine disturbed the least.
+/// How often system calls are counted. They vary with how much is ready at a time, so the median of what
+/// they were becomes the budget, and the least of what they are must keep to it.
 const RUNS: usize = 7;
 /// How often at most, while the least is over the budget.
 const MOST_RUNS: usize = 21;
@@ -68,7 +69,7 @@ pub fn accept(programs: &Programs, budget: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Counts everything, where it varies until it is within the budget or there is no hope.
+/// Counts everything; what varies, until it is within the budget or there is no hope.
 fn count(programs: &Programs, budgets: &Costs) -> Result<Costs> {
     let mut costs = Costs::new();
     for (work, what) in [
@@ -82,15 +83,21 @@ fn count(programs: &Programs, budgets: &Costs) -> Result<Costs> {
     costs.insert("core bytes per flow of 100,000".into(), bytes_per_flow(&programs.core_load, 100_000)?);
     for (work, what) in [("tcp-out", "guest to host"), ("tcp-in", "host to guest")] {
         let name = format!("system calls per 64 KiB: {what}, MTU 1500");
-        let budget = budgets.get(&name).copied().unwrap_or(f64::INFINITY);
-        let mut least = f64::INFINITY;
-        for run in 0..MOST_RUNS {
-            if run >= RUNS && least <= budget * TOLERANCE {
-                break;
+        let mut counts = Vec::new();
+        let cost = loop {
+            counts.push(system_calls(programs, work)?);
+            counts.sort_unstable_by(f64::total_cmp);
+            if counts.len() < RUNS {
+                continue;
             }
-            least = least.min(system_calls(programs, work)?);
-        }
-        costs.insert(name, (least * 100.0).round() / 100.0);
+            let least = counts.first().copied().unwrap_or(f64::INFINITY);
+            match budgets.get(&name) {
+                Some(budget) if least > budget * TOLERANCE && counts.len() < MOST_RUNS => {}
+                Some(_) => break least,
+                None => break counts.get(RUNS / 2).copied().unwrap_or(least),
+            }
+        };
+        costs.insert(name, (cost * 100.0).round() / 100.0);
     }
     Ok(costs)
 }
