@@ -69,7 +69,7 @@ impl Network {
             echo.kind = ICMP_ECHO_REPLY;
             echo.checksum = update_checksum(echo.checksum, word(ICMP_ECHO), word(ICMP_ECHO_REPLY));
             let ip = IpHeader { tos: packet.ip.tos, ..ping_ip(packet.ip.dst, packet.ip.src, TTL) };
-            let headers = Headers::other(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
+            let headers = Headers::icmp(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
             return Ok(Verdict::Reply { headers, payload });
         }
         match place {
@@ -158,7 +158,7 @@ impl Network {
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
         let ip = ping_ip(src, guest.addr, ttl);
-        Ok((entry.key.port, Headers::other(entry.mac, gateway, &ip, &echo.to_bytes(), len)))
+        Ok((entry.key.port, Headers::icmp(entry.mac, gateway, &ip, &echo.to_bytes(), len)))
     }
 
     /// Tells a guest that an echo request to `to` did not arrive. `header` is the request's, as the
@@ -176,7 +176,7 @@ impl Network {
         let mut echo = Echo::parse(header);
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
-        let headers = Headers::other(entry.mac, self.mac, &ping_ip(guest.addr, to, TTL), &echo.to_bytes(), 0);
+        let headers = Headers::icmp(entry.mac, self.mac, &ping_ip(guest.addr, to, TTL), &echo.to_bytes(), 0);
         let quoted = headers.get(crate::wire::ETHERNET_HEADER_LEN..).unwrap_or_default();
         let src = offender.map_or(to, |addr| self.guest_view(addr));
         let frame = error.frame(entry.mac, self.mac, src, guest.addr, quoted);
