@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dhcp;
+pub mod dhcp6;
 pub mod drops;
 pub mod frame;
 pub mod host;
