@@ -194,3 +194,6 @@ pub(super) fn may_be_told(packet: &Packet<'_>) -> bool {
 fn is_link_local(addr: IpAddr) -> bool {
     matches!(addr, IpAddr::V6(addr) if Ipv6Addr::is_unicast_link_local(&addr))
 }
+
+#[cfg(test)]
+mod tests;
