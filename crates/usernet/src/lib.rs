@@ -41,11 +41,13 @@ mod capture;
 mod config;
 mod forward;
 mod info;
+mod net6;
 mod network;
 mod worker;
 
 pub use config::{Config, ConfigError};
 pub use forward::{ForwardProtocol, ForwardRule, ParseForwardError};
 pub use info::{DropInfo, FlowInfo, ForwardInfo, GuestConfig, LeaseInfo, PortInfo};
+pub use net6::{IPV6_MIN_MTU, Net6};
 pub use network::{Error, Handle, Network};
 pub use usernet_link as link;

@@ -8,7 +8,7 @@ use usernet_core::drops::DropReason;
 use usernet_core::host::HostError;
 use usernet_core::network::{DnsQuery, UdpVia};
 use usernet_core::table::{FlowId, FlowKind};
-use usernet_core::wire::{ICMP_HEADER_LEN, IcmpError, UDP_FRAME_HEADERS};
+use usernet_core::wire::{ICMP_HEADER_LEN, IcmpError};
 use usernet_dns::Transport;
 use usernet_host::epoll::{Event, Interest};
 use usernet_host::ping::PingEnd;
@@ -224,7 +224,8 @@ impl Worker {
         let slot = udp.get(flow.index as usize).and_then(Option::as_ref).filter(|slot| slot.flow == flow);
         let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return Next::Drained };
         let mut more = false;
-        let outcome = entry.fill((UDP_FRAME_HEADERS, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
+        let headers_len = core.headers_len(flow);
+        let outcome = entry.fill((headers_len, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
             let received = slot.end.receive(room).ok().flatten()?;
             more = true;
             let (_, headers) = core.udp_from_host(flow, received.from, received.len, *now).ok()?;
@@ -240,7 +241,8 @@ impl Worker {
         let slot = ping.get(flow.index as usize).and_then(Option::as_ref).filter(|slot| slot.flow == flow);
         let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return Next::Drained };
         let mut more = false;
-        let outcome = entry.fill((UDP_FRAME_HEADERS, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
+        let headers_len = core.headers_len(flow);
+        let outcome = entry.fill((headers_len, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
             // The ICMP header is written anew, in front of the room.
             let mut header = [0; ICMP_HEADER_LEN];
             let mut parts = vec![IoSliceMut::new(&mut header)];

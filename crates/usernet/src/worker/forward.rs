@@ -93,7 +93,7 @@ impl Worker {
         };
         self.parts.poll.add(fd, token::FORWARD | u64::from(id), Interest::Read)?;
         self.next_forward += 1;
-        let addr = rule.guest_addr.unwrap_or(self.parts.default_guest).into();
+        let addr = rule.guest_addr.unwrap_or(self.parts.default_guest);
         let guest = Endpoint { addr, port: rule.guest_port };
         self.forwards.insert(
             id,

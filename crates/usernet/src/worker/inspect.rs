@@ -1,5 +1,6 @@
 //! What a worker tells about itself.
 
+use usernet_core::dhcp::{Address, Lease};
 use usernet_core::network::UdpKind;
 use usernet_core::port::PortId;
 use usernet_core::table::{Entry, FlowKey};
@@ -28,14 +29,9 @@ impl Worker {
     }
 
     pub(super) fn lease_infos(&self) -> Vec<LeaseInfo> {
-        let info = |lease: &usernet_core::dhcp::Lease| LeaseInfo {
-            port: lease.port.0,
-            address: lease.address,
-            mac: MacAddr(lease.mac).to_string(),
-            hostname: lease.hostname.clone(),
-            expires_in: lease.expires.map(|at| at.since(self.now).as_secs()),
-        };
-        self.parts.core.leases(self.now).map(info).collect()
+        let core = &self.parts.core;
+        let v4 = core.leases(self.now).map(|lease| lease_info(lease, self.now));
+        v4.chain(core.leases6(self.now).map(|lease| lease_info(lease, self.now))).collect()
     }
 
     pub(super) fn flow_infos(&self) -> Vec<FlowInfo> {
@@ -103,5 +99,15 @@ impl Worker {
             drops.push(DropInfo { reason: "link".to_owned(), count: link });
         }
         drops
+    }
+}
+
+fn lease_info<A: Address>(lease: &Lease<A>, now: Instant) -> LeaseInfo {
+    LeaseInfo {
+        port: lease.port.0,
+        address: lease.address.into(),
+        mac: MacAddr(lease.mac).to_string(),
+        hostname: lease.hostname.clone(),
+        expires_in: lease.expires.map(|at| at.since(now).as_secs()),
     }
 }

@@ -60,7 +60,7 @@ pub(crate) struct Parts {
     pub(crate) resolver: Resolver,
     pub(crate) runtime: runtime::Handle,
     pub(crate) capture: Option<Capture>,
-    pub(crate) default_guest: std::net::Ipv4Addr,
+    pub(crate) default_guest: std::net::IpAddr,
     pub(crate) origin: std::time::Instant,
 }
 
@@ -234,9 +234,10 @@ impl Worker {
         if !std::mem::take(&mut self.names_changed) {
             return;
         }
-        let leases = self.parts.core.leases(self.now);
-        let names =
-            leases.filter_map(|lease| Some((lease.hostname.clone()?, lease.address.into()))).collect();
+        let core = &self.parts.core;
+        let v4 = core.leases(self.now).map(|lease| (&lease.hostname, lease.address.into()));
+        let v6 = core.leases6(self.now).map(|lease| (&lease.hostname, lease.address.into()));
+        let names = v4.chain(v6).filter_map(|(name, address)| Some((name.clone()?, address))).collect();
         self.parts.resolver.set_names(names);
     }
 }
