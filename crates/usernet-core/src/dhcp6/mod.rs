@@ -34,7 +34,7 @@ use crate::wire::{MacAddr, domain_list};
 use request::{Ia, Request};
 
 /// The longest list of domains that fits into a reply beside the leases.
-const MAX_SEARCH: usize = 512;
+const MAX_SEARCH: usize = 256;
 
 /// An IPv6 network and what its router and its DHCPv6 server tell guests.
 #[derive(Clone, Debug)]

@@ -11,8 +11,9 @@ use crate::drops::DropReason;
 
 /// The longest DUID (RFC 8415 §11.1): a type and 128 bytes.
 const MAX_DUID: usize = 130;
-/// How many IA_NAs and IA_PDs of a message, and addresses of an IA_NA, are heeded: the first.
-const MAX_ENTRIES: usize = 8;
+/// How many IA_NAs and IA_PDs of a message, and addresses of an IA_NA, are heeded: the first. What they
+/// are answered with fits into the least MTU.
+const MAX_ENTRIES: usize = 4;
 /// IAID, T1 and T2, in front of an IA's own options.
 const IA_HEADER: usize = 12;
 

@@ -152,8 +152,9 @@ impl Network {
         if self.config.net6.is_none() {
             return Err(DropReason::EtherType);
         }
-        let (ip, header_len, _) = IpHeader::parse_v6(bytes, available)?;
-        let transport = bytes.get(header_len..).unwrap_or_default();
+        let (ip, header_len, transport_len) = IpHeader::parse_v6(bytes, available)?;
+        let end = bytes.len().min(header_len + transport_len);
+        let transport = bytes.get(header_len..end).unwrap_or_default();
         if ip.fragment {
             return may_relay(transport).then_some([ip.src; 2]).ok_or(DropReason::Fragment);
         }
