@@ -177,6 +177,7 @@ impl Config {
         }
     }
 
+    #[inline]
     pub(super) fn place(&self, addr: IpAddr) -> Place {
         match addr {
             IpAddr::V4(addr) => self.place_v4(addr),

@@ -30,6 +30,8 @@ pub(super) struct Arrived<'a> {
 }
 
 impl Network {
+    // Apart from the path of IPv4, whose stack frame it would make larger.
+    #[inline(never)]
     pub(super) fn handle_ipv6<F: FrameBytes + ?Sized>(
         &mut self,
         Arrived { port, mac, head, ours }: Arrived<'_>,

@@ -370,7 +370,7 @@ impl Network {
             return self.handle_dhcp(packet, frame, now);
         }
         let src = packet.ip.src;
-        if !self.config.contains(src) || self.config.is_ours(src) || self.config.place(src) == Place::Group {
+        if self.config.place(src) != Place::Inside {
             return Err(DropReason::SourceAddress);
         }
         let place = self.config.place(packet.ip.dst);
@@ -382,6 +382,7 @@ impl Network {
     }
 
     /// Hands a packet that was sent to the network to its protocol.
+    #[inline]
     fn dispatch(&mut self, packet: &Packet<'_>, place: Place, now: Instant) -> Result<Verdict, DropReason> {
         if place == Place::Forbidden {
             return Err(DropReason::ForbiddenDestination);
