@@ -5,9 +5,11 @@
 //! the stable toolchain. A crash that was found and mended leaves its input in the corpus.
 
 mod core;
+mod ipv6;
 mod parsers;
 
 pub use core::core_sequence;
+pub use ipv6::{dhcp6, ipv6};
 pub use parsers::{dhcp, dns, headers, hostfwd, stream_deframer};
 
 /// A target.
@@ -21,4 +23,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("dns", dns),
     ("hostfwd", hostfwd),
     ("headers", headers),
+    ("ipv6", ipv6),
+    ("dhcp6", dhcp6),
 ];

@@ -31,4 +31,4 @@ pub use daemon::Daemon;
 pub use noise::{Noise, noise_digest, sha256};
 pub use process::{Outcome, Process};
 pub use wait::eventually;
-pub use world::{As, GATEWAY, LAN, NAMESERVER, NO_ROUTE, UNREACHABLE, World};
+pub use world::{As, GATEWAY, LAN, NAMESERVER, NO_ROUTE, UNREACHABLE, World, ip};

@@ -151,7 +151,10 @@ impl World {
 }
 
 /// Runs `ip` in the namespace of the calling thread.
-fn ip(arguments: &str) {
+///
+/// # Panics
+/// It fails.
+pub fn ip(arguments: &str) {
     let mut command = Command::new("ip");
     command.args(arguments.split(' '));
     finish(command, PATIENCE).ok();

@@ -1,13 +1,13 @@
 //! The command line: what may be said, what it means, and the help that teaches it.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use usernet::{Config, ForwardRule};
+use usernet::{Config, ForwardRule, IPV6_MIN_MTU, Net6};
 
 use crate::Usage;
 use crate::listen::Endpoint;
@@ -148,8 +148,8 @@ pub(crate) struct NetworkArgs {
     ///
     /// [tcp|udp]:[HOST-ADDR]:HOST-PORT-[GUEST-ADDR]:GUEST-PORT, as for QEMU. Without a host address
     /// it listens on 0.0.0.0, so that others can reach it, too; without a guest address it goes to the
-    /// first DHCP address. Host port 0 takes any free port: `usernet ctl forwards` tells which. An IPv6
-    /// host address stands in brackets.
+    /// first DHCP address. Host port 0 takes any free port: `usernet ctl forwards` tells which. IPv6
+    /// addresses stand in brackets.
     #[arg(long, value_name = "RULE")]
     pub(crate) hostfwd: Vec<ForwardRule>,
     /// The network's address range [default: 10.0.2.0/24]
@@ -163,6 +163,18 @@ pub(crate) struct NetworkArgs {
     /// The DNS server, as guests see it [default: 10.0.2.3]
     #[arg(long, value_name = "ADDR")]
     pub(crate) dns: Option<Ipv4Addr>,
+    /// The network's IPv6 prefix [default: fd00::/64]
+    ///
+    /// The gateway is at ::2, the DNS server at ::3, and DHCPv6 gives out addresses from ::15 on. Guests
+    /// make addresses of their own as well when the prefix has 64 bits.
+    #[arg(long, value_name = "PREFIX", conflicts_with = "ipv4_only")]
+    pub(crate) net6: Option<Prefix6>,
+    /// Give guests IPv4 and no IPv6
+    #[arg(long, short = '4')]
+    pub(crate) ipv4_only: bool,
+    /// Give guests IPv6 and no IPv4
+    #[arg(long, short = '6', conflicts_with = "ipv4_only")]
+    pub(crate) ipv6_only: bool,
     /// Where DNS queries go; repeatable [default: as /etc/resolv.conf says]
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_upstream)]
     pub(crate) dns_upstream: Vec<SocketAddr>,
@@ -261,6 +273,8 @@ impl NetworkArgs {
         let config = Config {
             gateway: self.host.unwrap_or(config.gateway),
             dns: self.dns.unwrap_or(config.dns),
+            ipv4: !self.ipv6_only,
+            net6: self.net6(),
             dns_upstreams: self.dns_upstream.clone(),
             dhcp_start: self.dhcp_start.unwrap_or(config.dhcp_start),
             hostname: self.hostname.clone(),
@@ -281,6 +295,15 @@ impl NetworkArgs {
     pub(crate) fn config_of_one(&self, queues: NonZeroU16) -> Result<Config, Usage> {
         let config = self.config()?;
         Ok(Config { workers: config.workers.or(Some(queues)), ..config })
+    }
+
+    /// The IPv6 network: the one that is asked for, or the default where the MTU allows one.
+    fn net6(&self) -> Option<Net6> {
+        match &self.net6 {
+            Some(net) => Some(Net6::for_prefix(net.prefix, net.len)),
+            None if self.ipv6_only => Some(Net6::default()),
+            None => (!self.ipv4_only && self.mtu.is_none_or(|mtu| mtu >= IPV6_MIN_MTU)).then(Net6::default),
+        }
     }
 }
 
@@ -305,6 +328,24 @@ impl FromStr for Cidr {
             _ => prefix.parse().ok().filter(|len| *len <= 32).ok_or(WANTED)?,
         };
         Ok(Self { address: address.parse().map_err(|_| WANTED)?, prefix_len })
+    }
+}
+
+/// An IPv6 prefix and its length.
+#[derive(Clone, Debug)]
+pub(crate) struct Prefix6 {
+    prefix: Ipv6Addr,
+    len: u8,
+}
+
+impl FromStr for Prefix6 {
+    type Err = &'static str;
+
+    /// Reads `fd00::/64`; without a length, 64 bits are meant, as for QEMU.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "an IPv6 network is a prefix and its length, such as fd00::/64";
+        let (prefix, len) = text.split_once('/').unwrap_or((text, "64"));
+        Ok(Self { prefix: prefix.parse().map_err(|_| WANTED)?, len: len.parse().map_err(|_| WANTED)? })
     }
 }
 

@@ -36,6 +36,12 @@ drop_reasons! {
     Arp => "arp",
     /// A malformed IP header, or one that disagrees with the frame's length.
     IpHeader => "ip-header",
+    /// An IPv6 extension header that is refused, one too many, or longer than what is looked at.
+    ExtensionHeader => "extension-header",
+    /// A malformed message of neighbour discovery, or one about what is not its sender's to say.
+    Ndp => "ndp",
+    /// A router advertisement or redirect from a guest.
+    RogueRouter => "rogue-router",
     /// An IP version or transport protocol that the network does not carry.
     Protocol => "protocol",
     /// A source address outside of the network, or one of its own.

@@ -3,6 +3,7 @@
 
 pub mod datagrams;
 pub mod dhcp;
+pub mod dhcp6;
 pub mod drops;
 pub mod frame;
 pub mod host;

@@ -2,12 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket, checksum};
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket, checksum};
 use usernet_core::frame::FrameBytes;
 use usernet_core::offload::{Checksum, Offload};
 use usernet_core::wire::{
-    ETHERNET_HEADER_LEN, ETHERTYPE_IPV4, EthernetHeader, Headers, IPV4_HEADER_LEN, IpHeader, MacAddr,
-    PROTOCOL_TCP, PROTOCOL_UDP, TcpHeader,
+    ETHERNET_HEADER_LEN, ETHERTYPE_IPV4, EthernetHeader, Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpHeader,
+    MacAddr, PROTOCOL_TCP, PROTOCOL_UDP, TcpHeader,
 };
 
 /// A TCP segment out of a frame.
@@ -152,23 +152,31 @@ fn cut(headers: &[u8], payload: &[u8], at: usize, last: bool) -> Vec<u8> {
     let mut frame = headers.to_vec();
     frame.extend_from_slice(payload);
     let len = frame.len() - ETHERNET_HEADER_LEN;
-    let mut ip = Ipv4Packet::new_unchecked(&mut frame[ETHERNET_HEADER_LEN..]);
-    ip.set_total_len(len as u16);
-    ip.fill_checksum();
-    let (src, dst) = (ip.src_addr(), ip.dst_addr());
-    if ip.next_header() == IpProtocol::Udp {
-        let mut udp = UdpPacket::new_unchecked(&mut frame[ETHERNET_HEADER_LEN + IPV4_HEADER_LEN..]);
-        udp.set_len((len - IPV4_HEADER_LEN) as u16);
-        udp.fill_checksum(&src.into(), &dst.into());
+    let bytes = &mut frame[ETHERNET_HEADER_LEN..];
+    let (src, dst, protocol, header_len): (IpAddress, IpAddress, _, _) = if bytes[0] >> 4 == 4 {
+        let mut ip = Ipv4Packet::new_unchecked(bytes);
+        ip.set_total_len(len as u16);
+        ip.fill_checksum();
+        (ip.src_addr().into(), ip.dst_addr().into(), ip.next_header(), IPV4_HEADER_LEN)
+    } else {
+        let mut ip = Ipv6Packet::new_unchecked(bytes);
+        ip.set_payload_len((len - IPV6_HEADER_LEN) as u16);
+        (ip.src_addr().into(), ip.dst_addr().into(), ip.next_header(), IPV6_HEADER_LEN)
+    };
+    let transport = &mut frame[ETHERNET_HEADER_LEN + header_len..];
+    if protocol == IpProtocol::Udp {
+        let mut udp = UdpPacket::new_unchecked(transport);
+        udp.set_len((len - header_len) as u16);
+        udp.fill_checksum(&src, &dst);
         return frame;
     }
-    let mut tcp = TcpPacket::new_unchecked(&mut frame[ETHERNET_HEADER_LEN + IPV4_HEADER_LEN..]);
+    let mut tcp = TcpPacket::new_unchecked(transport);
     let seq = tcp.seq_number();
     tcp.set_seq_number(seq + at);
     if !last {
         tcp.set_psh(false);
         tcp.set_fin(false);
     }
-    tcp.fill_checksum(&src.into(), &dst.into());
+    tcp.fill_checksum(&src, &dst);
     frame
 }

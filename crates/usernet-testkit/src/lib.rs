@@ -30,5 +30,5 @@ pub use frames::{Segment, Unfinished, finish, segments, tcp_frame, udp_frame, ud
 pub use host::{Connect, End, Ended, FakeHost, Peer, Then};
 pub use link::Faults;
 pub use sack::SackGuest;
-pub use sim::{Guest, GuestConfig, Sim};
+pub use sim::{Guest, GuestConfig, Ipv6, Sim};
 pub use smol::{App, Close, SmolGuest, StreamId};

@@ -1,7 +1,7 @@
 //! The driver: what a worker does, on a virtual clock.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use usernet_core::datagrams::Datagrams;
@@ -12,7 +12,7 @@ use usernet_core::port::PortId;
 use usernet_core::table::{Endpoint, FlowId};
 use usernet_core::tcp::SeqNumber;
 use usernet_core::time::Instant;
-use usernet_core::wire::{ICMP_HEADER_LEN, MacAddr};
+use usernet_core::wire::{ICMP_ECHO_REPLY, ICMP_HEADER_LEN, ICMPV6_ECHO, ICMPV6_ECHO_REPLY, MacAddr};
 
 use crate::bytes::Rng;
 use crate::frames::{Unfinished, complete_checksum, finish, segments};
@@ -32,6 +32,15 @@ pub trait Guest {
     fn next(&mut self, now: Instant) -> Option<Instant>;
 }
 
+/// Where a guest has its IPv6 address from.
+#[derive(Clone, Copy, Debug)]
+pub enum Ipv6 {
+    /// It was set by hand, and so was the gateway fd00::2.
+    Static(Ipv6Addr),
+    /// It makes its own, as routers tell it to (RFC 4862).
+    Slaac,
+}
+
 /// What a guest is.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestConfig {
@@ -39,6 +48,8 @@ pub struct GuestConfig {
     pub mac: MacAddr,
     /// Its static address; `None`: it asks by DHCP.
     pub addr: Option<Ipv4Addr>,
+    /// Its IPv6 addresses, a link-local one beside them; none: it speaks no IPv6.
+    pub ipv6: Option<Ipv6>,
     /// The MTU of its interface.
     pub mtu: usize,
     /// For its own randomness.
@@ -50,6 +61,7 @@ impl Default for GuestConfig {
         Self {
             mac: MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
             addr: Some(Ipv4Addr::new(10, 0, 2, 15)),
+            ipv6: None,
             mtu: 1500,
             seed: 7,
         }
@@ -592,12 +604,13 @@ impl<G: Guest> Sim<G> {
 fn echo_reply(request: &[u8]) -> ([u8; ICMP_HEADER_LEN], &[u8]) {
     let (header, payload) = request.split_first_chunk::<ICMP_HEADER_LEN>().expect("an ICMP header");
     let mut reply = request.to_vec();
-    reply[0] = 0;
+    let kind = if request[0] == ICMPV6_ECHO { ICMPV6_ECHO_REPLY } else { ICMP_ECHO_REPLY };
+    reply[0] = kind;
     reply[2..4].fill(0);
     reply[4..6].copy_from_slice(&[0xab, 0xcd]);
     let sum = !smoltcp::wire::checksum::data(&reply);
     let mut header = *header;
-    header[0] = 0;
+    header[0] = kind;
     header[2..4].copy_from_slice(&sum.to_be_bytes());
     header[4..6].copy_from_slice(&[0xab, 0xcd]);
     (header, payload)

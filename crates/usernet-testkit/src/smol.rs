@@ -1,7 +1,7 @@
 //! A guest with smoltcp's own TCP/IP stack.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -9,13 +9,14 @@ use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::{dhcpv4, icmp, tcp, udp};
 use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::{
-    EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, IpEndpoint, Ipv4Cidr,
+    EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr,
+    IpEndpoint, Ipv4Cidr, Ipv6Cidr,
 };
 use usernet_core::time::Instant;
-use usernet_core::wire::MacAddr;
+use usernet_core::wire::{MacAddr, link_local};
 
 use crate::bytes::{Digest, Hasher, fill};
-use crate::sim::{Guest, GuestConfig};
+use crate::sim::{Guest, GuestConfig, Ipv6};
 
 /// When a guest's program ends its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +142,8 @@ impl SmolGuest {
         let mac = HardwareAddress::Ethernet(EthernetAddress(config.mac.0));
         let mut iface_config = Config::new(mac);
         iface_config.random_seed = config.seed;
+        let slaac = matches!(config.ipv6, Some(Ipv6::Slaac));
+        iface_config.slaac = slaac;
         let iface = Interface::new(iface_config, &mut device, SmolInstant::ZERO);
         let mut guest = Self {
             device,
@@ -151,21 +154,49 @@ impl SmolGuest {
             next_port: 49152 + (config.seed % 1000) as u16,
         };
         match config.addr {
-            Some(addr) => guest.configure(Ipv4Cidr::new(addr, 24), Some(Ipv4Addr::new(10, 0, 2, 2))),
+            Some(addr) => {
+                // Beside an IPv4 route, smoltcp takes none from a router advertisement.
+                let router = (!slaac).then_some(Ipv4Addr::new(10, 0, 2, 2));
+                guest.configure(Ipv4Cidr::new(addr, 24), router);
+            }
             None => guest.dhcp = Some(guest.sockets.add(dhcpv4::Socket::new())),
+        }
+        if let Some(ipv6) = config.ipv6 {
+            guest.configure_v6(ipv6, config.mac);
         }
         guest
     }
 
     fn configure(&mut self, cidr: Ipv4Cidr, router: Option<Ipv4Addr>) {
         self.iface.update_ip_addrs(|addrs| {
-            addrs.clear();
+            addrs.retain(|addr| matches!(addr, IpCidr::Ipv6(_)));
             addrs.push(IpCidr::Ipv4(cidr)).unwrap();
         });
         self.iface.routes_mut().remove_default_ipv4_route();
         if let Some(router) = router {
             self.iface.routes_mut().add_default_ipv4_route(router).unwrap();
         }
+    }
+
+    fn configure_v6(&mut self, ipv6: Ipv6, mac: MacAddr) {
+        self.iface.update_ip_addrs(|addrs| {
+            addrs.push(IpCidr::Ipv6(Ipv6Cidr::new(link_local(mac), 64))).unwrap();
+            if let Ipv6::Static(addr) = ipv6 {
+                addrs.push(IpCidr::Ipv6(Ipv6Cidr::new(addr, 64))).unwrap();
+            }
+        });
+        if let Ipv6::Static(_) = ipv6 {
+            let router = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+            self.iface.routes_mut().add_default_ipv6_route(router).unwrap();
+        }
+    }
+
+    /// The guest's IPv6 address that is not link-local.
+    pub fn addr_v6(&self) -> Option<Ipv6Addr> {
+        self.iface.ip_addrs().iter().find_map(|cidr| match cidr.address() {
+            IpAddress::Ipv6(addr) if !addr.is_unicast_link_local() => Some(addr),
+            _ => None,
+        })
     }
 
     /// The guest's address.
@@ -183,8 +214,15 @@ impl SmolGuest {
 
     /// Connects to `to`.
     pub fn connect(&mut self, to: SocketAddrV4, app: App) -> StreamId {
+        self.connect_to(to.into(), app)
+    }
+
+    /// Connects to `to`, of either kind of IP.
+    pub fn connect_to(&mut self, to: SocketAddr, app: App) -> StreamId {
         self.next_port = self.next_port.checked_add(1).unwrap_or(49152);
-        self.connect_from(self.next_port, to, app)
+        let mut socket = new_socket(&app);
+        socket.connect(self.iface.context(), IpEndpoint::from(to), self.next_port).unwrap();
+        self.add(socket, app)
     }
 
     /// Connects to `to` from a port.
@@ -263,7 +301,12 @@ impl SmolGuest {
 
     /// Sends a datagram.
     pub fn udp_send(&mut self, socket: SocketHandle, to: SocketAddrV4, payload: &[u8]) {
-        let to = IpEndpoint::new(IpAddress::Ipv4(*to.ip()), to.port());
+        self.udp_send_to(socket, to.into(), payload);
+    }
+
+    /// Sends a datagram over either kind of IP.
+    pub fn udp_send_to(&mut self, socket: SocketHandle, to: SocketAddr, payload: &[u8]) {
+        let to = IpEndpoint::from(to);
         self.sockets.get_mut::<udp::Socket<'_>>(socket).send_slice(payload, to).unwrap();
     }
 
@@ -289,17 +332,40 @@ impl SmolGuest {
         repr.emit(&mut Icmpv4Packet::new_unchecked(room), &phy::ChecksumCapabilities::default());
     }
 
+    /// Sends an ICMPv6 echo request.
+    pub fn ping_send_v6(&mut self, socket: SocketHandle, to: Ipv6Addr, ident: u16, seq_no: u16, data: &[u8]) {
+        let repr = Icmpv6Repr::EchoRequest { ident, seq_no, data };
+        let socket = self.sockets.get_mut::<icmp::Socket<'_>>(socket);
+        let room = socket.send(repr.buffer_len(), IpAddress::Ipv6(to)).unwrap();
+        // The socket makes the checksum, once it knows its own address.
+        let mut packet = Icmpv6Packet::new_unchecked(room);
+        repr.emit(&to, &to, &mut packet, &phy::ChecksumCapabilities::ignored());
+    }
+
     /// The echo replies that came: from where, their sequence numbers and data.
     pub fn ping_received(&mut self, socket: SocketHandle) -> Vec<(IpAddress, u16, Vec<u8>)> {
         let socket = self.sockets.get_mut::<icmp::Socket<'_>>(socket);
         let mut replies = Vec::new();
         while let Ok((bytes, from)) = socket.recv() {
-            let packet = Icmpv4Packet::new_checked(bytes).unwrap();
-            if let Ok(Icmpv4Repr::EchoReply { seq_no, data, .. }) =
-                Icmpv4Repr::parse(&packet, &phy::ChecksumCapabilities::default())
-            {
-                replies.push((from, seq_no, data.to_vec()));
-            }
+            // The interface has looked at ICMPv6's checksum, which covers the addresses.
+            let checks = phy::ChecksumCapabilities::ignored();
+            let reply = match from {
+                IpAddress::Ipv4(_) => {
+                    let checks = phy::ChecksumCapabilities::default();
+                    match Icmpv4Repr::parse(&Icmpv4Packet::new_checked(bytes).unwrap(), &checks) {
+                        Ok(Icmpv4Repr::EchoReply { seq_no, data, .. }) => Some((seq_no, data)),
+                        _ => None,
+                    }
+                }
+                IpAddress::Ipv6(from) => {
+                    match Icmpv6Repr::parse(&from, &from, &Icmpv6Packet::new_checked(bytes).unwrap(), &checks)
+                    {
+                        Ok(Icmpv6Repr::EchoReply { seq_no, data, .. }) => Some((seq_no, data)),
+                        _ => None,
+                    }
+                }
+            };
+            replies.extend(reply.map(|(seq_no, data)| (from, seq_no, data.to_vec())));
         }
         replies
     }
@@ -312,7 +378,7 @@ impl SmolGuest {
                 self.configure(address, router);
             }
             Some(dhcpv4::Event::Deconfigured) => {
-                self.iface.update_ip_addrs(|addrs| addrs.clear());
+                self.iface.update_ip_addrs(|addrs| addrs.retain(|addr| matches!(addr, IpCidr::Ipv6(_))));
                 self.iface.routes_mut().remove_default_ipv4_route();
             }
             None => {}

@@ -1,13 +1,13 @@
 //! How a network is set up.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
-use crate::ForwardRule;
+use crate::{ForwardRule, Net6};
 
 /// The configuration of a network. The default is QEMU's: 10.0.2.0/24, gateway .2, DNS .3, DHCP from
-/// .15 on.
+/// .15 on; and fd00::/64 beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The network's address.
@@ -18,6 +18,10 @@ pub struct Config {
     pub gateway: Ipv4Addr,
     /// The DNS server, as guests see it.
     pub dns: Ipv4Addr,
+    /// Whether guests have IPv4.
+    pub ipv4: bool,
+    /// The IPv6 network; none: guests have no IPv6.
+    pub net6: Option<Net6>,
     /// Where DNS queries go; empty: where the host's `/etc/resolv.conf` says, followed as it changes.
     pub dns_upstreams: Vec<SocketAddr>,
     /// The first address that DHCP gives out.
@@ -74,6 +78,8 @@ impl Config {
             prefix_len,
             gateway: at(0x0202),
             dns: at(0x0203),
+            ipv4: true,
+            net6: Some(Net6::default()),
             dns_upstreams: Vec::new(),
             dhcp_start: at(if host_mask < 0x1f { 0x0204 } else { 0x020f }),
             hostname: None,
@@ -100,6 +106,12 @@ impl Config {
         })?;
         check(self.workers.is_none_or(|workers| workers.get() <= 64), || {
             "more than 64 workers serve nobody: choose 1 to 64, about as many as there are processors".into()
+        })?;
+        if let Some(net6) = &self.net6 {
+            net6.validate(self.mtu)?;
+        }
+        check(self.ipv4 || self.net6.is_some(), || {
+            "a network without IPv4 and IPv6 carries nothing: leave one of them on".to_owned()
         })?;
         for upstream in &self.dns_upstreams {
             check(upstream.port() != 0 && !upstream.ip().is_unspecified(), || {
@@ -168,13 +180,34 @@ impl Config {
 
     fn validate_forward(&self, rule: &ForwardRule) -> Result<(), ConfigError> {
         check(rule.guest_port != 0, || format!("{rule} has no guest port: choose one from 1 to 65535"))?;
-        let Some(guest) = rule.guest_addr else { return Ok(()) };
-        check(self.has_host(guest) && guest != self.gateway && guest != self.dns, || {
-            format!(
-                "{rule} forwards to {guest}, which no guest on {}/{} can have: choose another, such as {}",
-                self.net, self.prefix_len, self.dhcp_start
-            )
-        })
+        let net6 = self.net6.as_ref();
+        let (fits, nets) = match rule.guest_addr {
+            None => return Ok(()),
+            Some(IpAddr::V4(guest)) => (
+                self.ipv4 && self.has_host(guest) && guest != self.gateway && guest != self.dns,
+                format!(
+                    "{}/{} can have: choose another, such as {}",
+                    self.net, self.prefix_len, self.dhcp_start
+                ),
+            ),
+            Some(IpAddr::V6(guest)) => (
+                net6.is_some_and(|net| net.has_guest(guest)),
+                net6.map_or("a network without IPv6 can have: choose an IPv4 address".to_owned(), |net| {
+                    let Net6 { prefix, prefix_len, dhcp_start, .. } = net;
+                    format!("{prefix}/{prefix_len} can have: choose another, such as {dhcp_start}")
+                }),
+            ),
+        };
+        let guest = rule.guest_addr.map(|guest| guest.to_string()).unwrap_or_default();
+        check(fits, || format!("{rule} forwards to {guest}, which no guest on {nets}"))
+    }
+
+    /// The guest that a forward without one goes to: the one with the first leased address.
+    pub(crate) fn default_guest(&self) -> IpAddr {
+        match &self.net6 {
+            Some(net6) if !self.ipv4 => net6.dhcp_start.into(),
+            _ => self.dhcp_start.into(),
+        }
     }
 
     /// Whether an address is on the network and neither its own nor its broadcast address.
@@ -189,7 +222,7 @@ fn host_mask(prefix_len: u8) -> u32 {
     u32::MAX.checked_shr(prefix_len.into()).unwrap_or(0)
 }
 
-fn check(fits: bool, otherwise: impl FnOnce() -> String) -> Result<(), ConfigError> {
+pub(crate) fn check(fits: bool, otherwise: impl FnOnce() -> String) -> Result<(), ConfigError> {
     if fits { Ok(()) } else { Err(ConfigError(otherwise())) }
 }
 

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Ports and the parts of addresses are numbers in any base that C knows (`22`, `0x16`, `026`), an
-//! address may have fewer than four parts as `inet_aton` takes it (`127.1`), and a host address may
-//! be an IPv6 one in brackets, which QEMU lacks. Stricter than QEMU in two places: nothing may
+//! address may have fewer than four parts as `inet_aton` takes it (`127.1`), and it may be an IPv6 one in
+//! brackets, which QEMU lacks. Stricter than QEMU in two places: nothing may
 //! follow an address (there, `127.0.0.1 x` passes), and a port beyond 65,535 is refused at any size
 //! (there, it wraps at 2³²).
 
@@ -52,8 +52,8 @@ pub struct ForwardRule {
     pub host_addr: IpAddr,
     /// The host port; 0, or none in the rule: any free one.
     pub host_port: u16,
-    /// The guest; `None`, or 0.0.0.0 in the rule: the first address that DHCP gives out.
-    pub guest_addr: Option<Ipv4Addr>,
+    /// The guest; `None`, or an unspecified address in the rule: the first address that DHCP gives out.
+    pub guest_addr: Option<IpAddr>,
     /// The guest's port. Never 0.
     pub guest_port: u16,
 }
@@ -73,25 +73,11 @@ impl FromStr for ForwardRule {
             "udp" => ForwardProtocol::Udp,
             other => return Err(wrong("protocol", other, "tcp or udp")),
         };
-        let (host_addr, rest) = match rest.strip_prefix('[') {
-            Some(rest) => {
-                let (v6, rest) = split(rest, ']', "the IPv6 address")?;
-                let v6 =
-                    v6.parse().map_err(|_| wrong("host address", v6, "an IPv6 address in the brackets"))?;
-                (IpAddr::V6(v6), rest.strip_prefix(':').ok_or_else(|| missing(':', "the host address"))?)
-            }
-            None => {
-                let (v4, rest) = split(rest, ':', "the host address")?;
-                let wanted = "an IPv4 address, an IPv6 address in brackets, or nothing";
-                (IpAddr::V4(inet_aton(or_zero(v4)).ok_or_else(|| wrong("host address", v4, wanted))?), rest)
-            }
-        };
+        let (host_addr, rest) = parse_address(rest, "host address")?;
         let (host_port, rest) = split(rest, '-', "the host port")?;
         let host_port = parse_port(or_zero(host_port))
             .ok_or_else(|| wrong("host port", host_port, "a number from 0 to 65535"))?;
-        let (guest_addr, guest_port) = split(rest, ':', "the guest address")?;
-        let guest_addr = inet_aton(or_zero(guest_addr))
-            .ok_or_else(|| wrong("guest address", guest_addr, "an IPv4 address, or nothing"))?;
+        let (guest_addr, guest_port) = parse_address(rest, "guest address")?;
         let guest_port = parse_port(guest_port)
             .filter(|port| *port > 0)
             .ok_or_else(|| wrong("guest port", guest_port, "a number from 1 to 65535"))?;
@@ -103,15 +89,28 @@ impl FromStr for ForwardRule {
 /// Writes the rule so that it reads back as the same one.
 impl fmt::Display for ForwardRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host_addr {
-            IpAddr::V4(host) => write!(f, "{}:{host}:{}-", self.protocol, self.host_port)?,
-            IpAddr::V6(host) => write!(f, "{}:[{host}]:{}-", self.protocol, self.host_port)?,
-        }
-        if let Some(guest) = self.guest_addr {
-            write!(f, "{guest}")?;
-        }
-        write!(f, ":{}", self.guest_port)
+        let Self { protocol, host_addr, host_port, guest_addr, guest_port } = self;
+        let bracketed = |address: &IpAddr| match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        };
+        let guest = guest_addr.as_ref().map(bracketed).unwrap_or_default();
+        write!(f, "{protocol}:{}:{host_port}-{guest}:{guest_port}", bracketed(host_addr))
     }
+}
+
+/// An address and what follows the colon behind it: IPv4 as C takes it, IPv6 in brackets, or nothing.
+fn parse_address<'a>(text: &'a str, part: &str) -> Result<(IpAddr, &'a str), ParseForwardError> {
+    let the_part = format!("the {part}");
+    let Some(rest) = text.strip_prefix('[') else {
+        let (v4, rest) = split(text, ':', &the_part)?;
+        let wanted = "an IPv4 address, an IPv6 address in brackets, or nothing";
+        let address = inet_aton(or_zero(v4)).ok_or_else(|| wrong(part, v4, wanted))?;
+        return Ok((address.into(), rest));
+    };
+    let (v6, rest) = split(rest, ']', "the IPv6 address")?;
+    let address = v6.parse().map_err(|_| wrong(part, v6, "an IPv6 address in the brackets"))?;
+    Ok((IpAddr::V6(address), rest.strip_prefix(':').ok_or_else(|| missing(':', &the_part))?))
 }
 
 fn split<'a>(text: &'a str, separator: char, part: &str) -> Result<(&'a str, &'a str), ParseForwardError> {
@@ -193,6 +192,8 @@ mod tests {
             ("tcp::010-:026", "tcp:0.0.0.0:8-:22"),
             ("tcp:: 8080-: +22", "tcp:0.0.0.0:8080-:22"),
             ("tcp:127.1:1-:1", "tcp:127.0.0.1:1-:1"),
+            ("tcp:[::1]:1-[fd00:0::15]:1", "tcp:[::1]:1-[fd00::15]:1"),
+            ("tcp::1-[::]:1", "tcp:0.0.0.0:1-:1"),
             ("tcp:127.2.3:1-:1", "tcp:127.2.0.3:1-:1"),
             ("tcp:0x7f.0x10.1:1-:1", "tcp:127.16.0.1:1-:1"),
             ("tcp:2130706433:1-:1", "tcp:127.0.0.1:1-:1"),
@@ -248,7 +249,8 @@ mod tests {
             ("tcp::+ 8080-:22", "host port"),
             ("tcp::http-:22", "host port"),
             ("tcp::8080-guest:22", "guest address"),
-            ("tcp::8080-[::1]:22", "guest address"),
+            ("tcp::8080-[::g]:22", "guest address"),
+            ("tcp::8080-[::1]22", "guest address"),
             ("tcp::8080-:", "guest port"),
             ("tcp::8080-:0", "guest port"),
             ("tcp::8080-:-1", "guest port"),
@@ -264,7 +266,8 @@ mod tests {
     }
 
     fn any_rule() -> impl Strategy<Value = ForwardRule> {
-        let guest_addr = proptest::option::of((1u32..).prop_map(Ipv4Addr::from));
+        let specified = any::<IpAddr>().prop_filter("a guest's", |address| !address.is_unspecified());
+        let guest_addr = proptest::option::of(specified);
         (any::<bool>(), any::<IpAddr>(), any::<u16>(), guest_addr, 1u16..).prop_map(
             |(tcp, host_addr, host_port, guest_addr, guest_port)| ForwardRule {
                 protocol: if tcp { ForwardProtocol::Tcp } else { ForwardProtocol::Udp },

@@ -42,7 +42,7 @@ pub struct LeaseInfo {
     /// The guest's port.
     pub port: u32,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The MAC address, as `52:54:00:12:34:56`.
     pub mac: String,
     /// The host name that the guest gave.

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
-use usernet_core::dhcp;
 use usernet_core::network as core;
 use usernet_core::port::{PortId, WorkerId};
+use usernet_core::{dhcp, dhcp6};
 use usernet_dns::Resolver;
 use usernet_host::epoll::{Poll, Waker};
 use usernet_link::Link;
@@ -169,7 +169,7 @@ impl Network {
                 resolver: resolver.clone(),
                 runtime: handle.runtime.clone(),
                 capture: capture.clone(),
-                default_guest: config.dhcp_start,
+                default_guest: config.default_guest(),
                 origin,
             })
             .map_err(Error::io("cannot poll an eventfd"))?;
@@ -277,6 +277,17 @@ fn core_config(config: &Config, descriptors: u64) -> Result<core::Config, Error>
             search: config.dns_search.clone(),
             ..dhcp::Config::default()
         },
+        ipv4: config.ipv4,
+        net6: config.net6.as_ref().map(|net| dhcp6::Config {
+            prefix: net.prefix,
+            prefix_len: net.prefix_len,
+            gateway: net.gateway,
+            dns: net.dns,
+            start: net.dhcp_start,
+            hostname: config.hostname.clone(),
+            search: config.dns_search.iter().chain(&config.domain).cloned().collect(),
+            ..dhcp6::Config::default()
+        }),
         limits,
         seed,
     })
@@ -288,7 +299,10 @@ fn guest_config(config: &Config) -> GuestConfig {
         address: config.dhcp_start,
         prefix_len: config.prefix_len,
         gateway: config.gateway,
-        dns: config.dns.into(),
+        dns: match &config.net6 {
+            Some(net6) if !config.ipv4 => net6.dns.into(),
+            _ => config.dns.into(),
+        },
         mtu: config.mtu,
         search: search.cloned().collect(),
     }

@@ -11,6 +11,7 @@ mod dhcp;
 mod exec;
 mod forward;
 mod hostile;
+mod ipv6;
 mod join;
 mod load;
 mod names;

@@ -7,14 +7,16 @@
 //! An address that is given out is, in this order: the one that the guest holds, the one that it held
 //! last, the one that it asks for, the lowest that nobody has held, the one that has been free the
 //! longest, the oldest offer that nobody has taken up.
+//!
+//! IPv4 and IPv6 addresses are leased by the same rules, each from a table of their own.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::POOL_MAX;
 use super::request::host_label;
-use super::{Config, POOL_MAX};
 use crate::drops::DropReason;
 use crate::port::PortId;
 use crate::time::Instant;
@@ -25,17 +27,46 @@ const OFFER_TIME: Duration = Duration::from_secs(60);
 /// How long an address is set aside that a guest has found in use.
 const DECLINE_TIME: Duration = Duration::from_secs(600);
 
+/// A kind of address that can be leased.
+pub trait Address: Copy + Ord + std::fmt::Debug + Into<IpAddr> {
+    /// The address as a number.
+    fn to_number(self) -> u128;
+    /// The address with a number, which is one that [`Address::to_number`] has given or lies between two.
+    fn from_number(number: u128) -> Self;
+}
+
+impl Address for Ipv4Addr {
+    fn to_number(self) -> u128 {
+        self.to_bits().into()
+    }
+
+    fn from_number(number: u128) -> Self {
+        u32::try_from(number).map_or(Self::BROADCAST, Self::from_bits)
+    }
+}
+
+impl Address for Ipv6Addr {
+    fn to_number(self) -> u128 {
+        self.to_bits()
+    }
+
+    fn from_number(number: u128) -> Self {
+        Self::from_bits(number)
+    }
+}
+
 /// An address that a guest holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
+pub struct Lease<A = Ipv4Addr> {
     /// The guest's port.
     pub port: PortId,
     /// The guest's hardware address.
     pub mac: [u8; 6],
-    /// What the guest calls itself (option 61), when that is more than its MAC; 1 to 255 bytes.
+    /// What the guest calls itself, when that is more than its MAC; 1 to 255 bytes: option 61, or of
+    /// DHCPv6 the DUID and the IAID.
     pub client_id: Option<Box<[u8]>>,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: A,
     /// The guest's name, a DNS label in lower case. No other lease has the same.
     pub hostname: Option<String>,
     /// When the lease runs out; none: when the port goes.
@@ -44,9 +75,9 @@ pub struct Lease {
 
 /// A lease that was made or renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grant {
+pub struct Grant<A = Ipv4Addr> {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: A,
     /// Whether the guest held the lease before.
     pub renewed: bool,
     /// Another port that holds a lease for the same MAC: two guests that were given one MAC, which is
@@ -56,14 +87,14 @@ pub struct Grant {
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Client {
-    pub(super) mac: [u8; 6],
-    pub(super) id: Option<Box<[u8]>>,
+pub(crate) struct Client {
+    pub(crate) mac: [u8; 6],
+    pub(crate) id: Option<Box<[u8]>>,
 }
 
 /// Why an address is not leased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// The guest must not use this address: what the NAK says.
     Nak(&'static str),
     /// There is no room.
@@ -81,59 +112,75 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Entry<A> {
     state: State,
-    lease: Lease,
+    lease: Lease<A>,
     /// Orders the entries by when they came into their state.
     changed: u64,
 }
 
+/// What a table leases.
 #[derive(Debug)]
-pub(super) struct Table {
-    net: RangeInclusive<Ipv4Addr>,
-    pool: RangeInclusive<u32>,
-    /// Addresses inside of the pool that are the network's own.
-    own: [Ipv4Addr; 2],
+pub(crate) struct Pool<A> {
+    /// The addresses of the network.
+    net: RangeInclusive<A>,
+    /// Those of them that are for lease.
+    range: RangeInclusive<A>,
+    /// Addresses that are the network's own.
+    own: [A; 2],
     max_per_port: usize,
     /// What a guest without a name of its own is known by.
     given_name: Option<String>,
-    entries: BTreeMap<Ipv4Addr, Entry>,
+}
+
+impl<A: Address> Pool<A> {
+    /// The addresses of `range` that are in `net`: [`POOL_MAX`] of them at most.
+    pub(crate) fn new(
+        net: RangeInclusive<A>,
+        range: RangeInclusive<A>,
+        own: [A; 2],
+        max_per_port: usize,
+        hostname: Option<&str>,
+    ) -> Self {
+        let first = *range.start().max(net.start());
+        let most = first.to_number().saturating_add(u128::from(POOL_MAX) - 1);
+        let last = A::from_number(range.end().min(net.end()).to_number().min(most));
+        let len = last.to_number().saturating_sub(first.to_number()).saturating_add(1);
+        Self {
+            net,
+            range: first..=last,
+            own,
+            // A small pool is not for one guest alone.
+            max_per_port: max_per_port.min(usize::try_from(len / 4).unwrap_or(usize::MAX).max(4)),
+            given_name: hostname.and_then(|name| host_label(name.as_bytes())),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Table<A> {
+    pool: Pool<A>,
+    entries: BTreeMap<A, Entry<A>>,
     changes: u64,
 }
 
-impl Table {
-    pub(super) fn new(config: &Config) -> Self {
-        let mask = u32::from(config.mask());
-        let network = u32::from(config.net) & mask;
-        let broadcast = network | !mask;
-        let first = u32::from(config.start).max(network.saturating_add(1));
-        let last = config.end.map_or(u32::MAX, u32::from).min(broadcast.saturating_sub(1));
-        let last = last.min(first.saturating_add(POOL_MAX - 1));
-        let pool_len = (last.saturating_sub(first) as usize).saturating_add(1);
-        Self {
-            net: network.into()..=broadcast.into(),
-            pool: first..=last,
-            own: [config.gateway, config.dns],
-            // A small pool is not for one guest alone.
-            max_per_port: config.max_per_port.min((pool_len / 4).max(4)),
-            given_name: config.hostname.as_ref().and_then(|name| host_label(name.as_bytes())),
-            entries: BTreeMap::new(),
-            changes: 0,
-        }
+impl<A: Address> Table<A> {
+    pub(crate) fn new(pool: Pool<A>) -> Self {
+        Self { pool, entries: BTreeMap::new(), changes: 0 }
     }
 
-    pub(super) fn in_net(&self, address: Ipv4Addr) -> bool {
-        self.net.contains(&address)
+    pub(crate) fn in_net(&self, address: A) -> bool {
+        self.pool.net.contains(&address)
     }
 
     /// Finds an address for a guest and keeps it for a while.
-    pub(super) fn offer(
+    pub(crate) fn offer(
         &mut self,
         port: PortId,
         client: &Client,
-        wanted: Option<Ipv4Addr>,
+        wanted: Option<A>,
         now: Instant,
-    ) -> Result<Ipv4Addr, DropReason> {
+    ) -> Result<A, DropReason> {
         self.expire(now);
         let address = match self.held(port, client) {
             Some(held) if self.state(held) == Some(State::Bound) => return Ok(held),
@@ -151,15 +198,15 @@ impl Table {
     }
 
     /// Leases `address` to a guest, when it may have it.
-    pub(super) fn bind(
+    pub(crate) fn bind(
         &mut self,
         port: PortId,
         client: &Client,
-        address: Ipv4Addr,
+        address: A,
         hostname: Option<String>,
         expires: Option<Instant>,
         now: Instant,
-    ) -> Result<Grant, Refusal> {
+    ) -> Result<Grant<A>, Refusal> {
         self.expire(now);
         let held = self.held(port, client);
         if held != Some(address) {
@@ -180,14 +227,14 @@ impl Table {
         }
         let renewed = held == Some(address) && self.state(address) == Some(State::Bound);
         let kept = self.entries.get(&address).and_then(|entry| entry.lease.hostname.clone());
-        let mut names = [hostname, kept, self.given_name.clone()].into_iter().flatten();
+        let mut names = [hostname, kept, self.pool.given_name.clone()].into_iter().flatten();
         let hostname = names.find(|name| !self.is_taken(name, address));
         self.put(State::Bound, port, client, address, hostname, expires);
         Ok(Grant { address, renewed, mac_also_on: self.other_port(port, client.mac) })
     }
 
     /// Forgets what was offered to a guest that goes elsewhere.
-    pub(super) fn withdraw(&mut self, port: PortId, client: &Client) {
+    pub(crate) fn withdraw(&mut self, port: PortId, client: &Client) {
         if let Some(held) = self.held(port, client)
             && self.state(held) == Some(State::Offered)
         {
@@ -196,11 +243,11 @@ impl Table {
     }
 
     /// Sets an address aside that its guest has found in use.
-    pub(super) fn decline(
+    pub(crate) fn decline(
         &mut self,
         port: PortId,
         client: &Client,
-        address: Ipv4Addr,
+        address: A,
         now: Instant,
     ) -> Result<(), DropReason> {
         self.expire(now);
@@ -210,11 +257,11 @@ impl Table {
     }
 
     /// Ends a guest's lease at its own wish.
-    pub(super) fn release(
+    pub(crate) fn release(
         &mut self,
         port: PortId,
         client: &Client,
-        address: Ipv4Addr,
+        address: A,
         now: Instant,
     ) -> Result<(), DropReason> {
         self.expire(now);
@@ -224,22 +271,22 @@ impl Table {
     }
 
     /// Takes note that a guest uses an address that nobody has a lease for.
-    pub(super) fn note_use(&mut self, port: PortId, mac: [u8; 6], address: Ipv4Addr) {
+    pub(crate) fn note_use(&mut self, port: PortId, mac: [u8; 6], address: A) {
         let unclaimed = self.state(address).is_none_or(|state| state == State::Free);
         if unclaimed && self.in_pool(address) && self.make_room(port).is_ok() {
             self.put(State::Used, port, &Client { mac, id: None }, address, None, None);
         }
     }
 
-    pub(super) fn port_gone(&mut self, port: PortId) {
+    pub(crate) fn port_gone(&mut self, port: PortId) {
         self.end(|entry| entry.lease.port == port);
     }
 
-    pub(super) fn leases(&self, now: Instant) -> impl Iterator<Item = &Lease> {
+    pub(crate) fn leases(&self, now: Instant) -> impl Iterator<Item = &Lease<A>> {
         self.entries.values().filter(move |entry| entry.is_leased(now)).map(|entry| &entry.lease)
     }
 
-    pub(super) fn lease_of(&self, address: Ipv4Addr, now: Instant) -> Option<&Lease> {
+    pub(crate) fn lease_of(&self, address: A, now: Instant) -> Option<&Lease<A>> {
         self.entries.get(&address).filter(|entry| entry.is_leased(now)).map(|entry| &entry.lease)
     }
 
@@ -248,7 +295,7 @@ impl Table {
     }
 
     /// Leases become free and keep their guest in mind; offers and declined addresses are forgotten.
-    fn end(&mut self, which: impl Fn(&Entry) -> bool) {
+    fn end(&mut self, which: impl Fn(&Entry<A>) -> bool) {
         self.changes += 1;
         self.entries.retain(|_, entry| {
             if entry.state == State::Free || !which(entry) {
@@ -268,7 +315,7 @@ impl Table {
         state: State,
         port: PortId,
         client: &Client,
-        address: Ipv4Addr,
+        address: A,
         hostname: Option<String>,
         expires: Option<Instant>,
     ) {
@@ -281,8 +328,8 @@ impl Table {
     /// Sees to it that the port may hold one address more: its own oldest address that is not leased
     /// goes first.
     fn make_room(&mut self, port: PortId) -> Result<(), DropReason> {
-        let of_port = |entry: &Entry| entry.state != State::Free && entry.lease.port == port;
-        if self.entries.values().filter(|entry| of_port(entry)).count() < self.max_per_port {
+        let of_port = |entry: &Entry<A>| entry.state != State::Free && entry.lease.port == port;
+        if self.entries.values().filter(|entry| of_port(entry)).count() < self.pool.max_per_port {
             return Ok(());
         }
         let oldest = self
@@ -293,15 +340,15 @@ impl Table {
     }
 
     /// The address that a guest holds or has been offered on this port.
-    fn held(&self, port: PortId, client: &Client) -> Option<Ipv4Addr> {
+    fn held(&self, port: PortId, client: &Client) -> Option<A> {
         self.best(client, |entry| {
             entry.lease.port == port && matches!(entry.state, State::Offered | State::Bound)
         })
     }
 
     /// Of the entries that fit a guest, the one that fits best, and the latest of those.
-    fn best(&self, client: &Client, which: impl Fn(&Entry) -> bool) -> Option<Ipv4Addr> {
-        let fits = |entry: &Entry| match (&entry.lease.client_id, &client.id) {
+    fn best(&self, client: &Client, which: impl Fn(&Entry<A>) -> bool) -> Option<A> {
+        let fits = |entry: &Entry<A>| match (&entry.lease.client_id, &client.id) {
             (Some(held), Some(asks)) => (held == asks).then_some(2),
             (held, asks) => (entry.lease.mac == client.mac).then_some(u8::from(held == asks)),
         };
@@ -310,31 +357,31 @@ impl Table {
         best.map(|(_, _, address)| address)
     }
 
-    fn pick(&self) -> Option<Ipv4Addr> {
-        let unused = |address: &Ipv4Addr| self.in_pool(*address) && !self.entries.contains_key(address);
-        self.pool
-            .clone()
-            .map(Ipv4Addr::from)
+    fn pick(&self) -> Option<A> {
+        let unused = |address: &A| self.in_pool(*address) && !self.entries.contains_key(address);
+        let range = &self.pool.range;
+        (range.start().to_number()..=range.end().to_number())
+            .map(A::from_number)
             .find(unused)
             .or_else(|| self.oldest(|entry| entry.state == State::Free))
             .or_else(|| self.oldest(|entry| entry.state == State::Offered))
     }
 
-    fn oldest(&self, which: impl Fn(&Entry) -> bool) -> Option<Ipv4Addr> {
+    fn oldest(&self, which: impl Fn(&Entry<A>) -> bool) -> Option<A> {
         let entries = self.entries.values().filter(|entry| which(entry));
         entries.min_by_key(|entry| entry.changed).map(|entry| entry.lease.address)
     }
 
-    fn state(&self, address: Ipv4Addr) -> Option<State> {
+    fn state(&self, address: A) -> Option<State> {
         self.entries.get(&address).map(|entry| entry.state)
     }
 
-    fn in_pool(&self, address: Ipv4Addr) -> bool {
-        self.pool.contains(&address.into()) && !self.own.contains(&address)
+    fn in_pool(&self, address: A) -> bool {
+        self.pool.range.contains(&address) && !self.pool.own.contains(&address)
     }
 
     /// Whether a guest on `port` may be given this address.
-    fn is_free(&self, address: Ipv4Addr, port: PortId) -> bool {
+    fn is_free(&self, address: A, port: PortId) -> bool {
         self.in_pool(address)
             && self.entries.get(&address).is_none_or(|entry| match entry.state {
                 State::Free => true,
@@ -344,7 +391,7 @@ impl Table {
     }
 
     /// Whether another lease has this host name.
-    fn is_taken(&self, name: &str, address: Ipv4Addr) -> bool {
+    fn is_taken(&self, name: &str, address: A) -> bool {
         let mut leases = self.entries.values().map(|entry| &entry.lease);
         leases.any(|lease| lease.hostname.as_deref() == Some(name) && lease.address != address)
     }
@@ -356,7 +403,7 @@ impl Table {
     }
 }
 
-impl Entry {
+impl<A> Entry<A> {
     fn is_leased(&self, now: Instant) -> bool {
         self.state == State::Bound && !self.has_expired(now)
     }

@@ -19,8 +19,8 @@
 //! - The same MAC on the same port is the same guest when only one of two messages carries a client
 //!   identifier: firmware, boot loader and operating system share one address.
 
-mod leases;
-mod request;
+pub(crate) mod leases;
+pub(crate) mod request;
 #[cfg(test)]
 mod tests;
 
@@ -34,8 +34,8 @@ use crate::drops::DropReason;
 use crate::port::PortId;
 use crate::time::Instant;
 
-use leases::{Client, Refusal, Table};
-pub use leases::{Grant, Lease};
+pub use leases::{Address, Grant, Lease};
+use leases::{Client, Pool, Refusal, Table};
 use request::Request;
 
 /// The most addresses that a pool holds; a longer range is cut at its end.
@@ -111,6 +111,21 @@ impl Config {
     fn mask(&self) -> Ipv4Addr {
         u32::MAX.checked_shl(32_u32.saturating_sub(self.prefix_len.into())).unwrap_or(0).into()
     }
+
+    /// The addresses from `start` on, but for the network's and its broadcast address.
+    fn pool(&self) -> Pool<Ipv4Addr> {
+        let network = u32::from(self.net) & u32::from(self.mask());
+        let broadcast = network | !u32::from(self.mask());
+        let first = self.start.max(network.saturating_add(1).into());
+        let last = self.end.unwrap_or(Ipv4Addr::BROADCAST).min(broadcast.saturating_sub(1).into());
+        Pool::new(
+            network.into()..=broadcast.into(),
+            first..=last,
+            [self.gateway, self.dns],
+            self.max_per_port,
+            self.hostname.as_deref(),
+        )
+    }
 }
 
 /// What goes back to the guest, from UDP port 67 to 68.
@@ -143,14 +158,14 @@ pub enum Destination {
 pub struct Server {
     config: Config,
     search: Vec<Name>,
-    table: Table,
+    table: Table<Ipv4Addr>,
 }
 
 impl Server {
     /// A server with an empty table.
     pub fn new(config: Config) -> Self {
         let search = config.search.iter().filter_map(|name| Name::from_ascii(name).ok()).collect();
-        Self { search, table: Table::new(&config), config }
+        Self { search, table: Table::new(config.pool()), config }
     }
 
     /// Takes one DHCP or BOOTP message, the UDP payload that a guest sent to port 67. Returns the

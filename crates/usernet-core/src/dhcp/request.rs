@@ -124,7 +124,7 @@ fn fixed<const N: usize>(data: &[u8]) -> Result<[u8; N], DropReason> {
 
 /// The first label of a guest's name as one that DNS takes: lower-case letters, digits and inner
 /// hyphens, 63 bytes at most.
-pub(super) fn host_label(name: &[u8]) -> Option<String> {
+pub(crate) fn host_label(name: &[u8]) -> Option<String> {
     let label: String = name
         .iter()
         .take_while(|byte| **byte != b'.')

@@ -1,9 +1,9 @@
 //! What a network is, and what its guests may make it hold.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::dhcp;
-use crate::wire::MacAddr;
+use crate::wire::{MacAddr, link_local};
+use crate::{dhcp, dhcp6};
 
 /// The configuration of the core.
 #[derive(Clone, Debug)]
@@ -16,6 +16,10 @@ pub struct Config {
     pub gateway: Ipv4Addr,
     /// The DNS server, as guests see it.
     pub dns: Ipv4Addr,
+    /// Whether guests have IPv4.
+    pub ipv4: bool,
+    /// The IPv6 network; none: guests have no IPv6.
+    pub net6: Option<dhcp6::Config>,
     /// The MTU of guests' interfaces in bytes.
     pub mtu: u16,
     /// Whether guests reach the host's loopback at the gateway's address, and the host's own
@@ -39,6 +43,8 @@ impl Default for Config {
             prefix_len: dhcp.prefix_len,
             gateway: dhcp.gateway,
             dns: dhcp.dns,
+            ipv4: true,
+            net6: None,
             mtu: dhcp.mtu,
             host_loopback: true,
             host_addrs: Vec::new(),
@@ -115,8 +121,8 @@ pub(super) enum Place {
     Inside,
     /// Multicast or broadcast.
     Group,
-    /// 0.0.0.0/8, 127.0.0.0/8, `::` and `::1`, which a host takes for itself, 240.0.0.0/4, and their
-    /// mapped forms.
+    /// 0.0.0.0/8, 127.0.0.0/8, `::` and `::1`, which a host takes for itself, 240.0.0.0/4, whatever IPv6
+    /// address holds one of these, and all that are IPv4-mapped or IPv4-compatible.
     Forbidden,
     /// An address of the host's own, while those are closed to guests.
     Closed,
@@ -127,8 +133,10 @@ pub(super) enum Place {
 impl Config {
     /// Whether `addr` lies in the network.
     pub(super) fn contains(&self, addr: IpAddr) -> bool {
-        let IpAddr::V4(addr) = addr else { return false };
-        addr.to_bits() & self.mask() == self.net.to_bits() & self.mask()
+        match addr {
+            IpAddr::V4(addr) => addr.to_bits() & self.mask() == self.net.to_bits() & self.mask(),
+            IpAddr::V6(addr) => self.net6.as_ref().is_some_and(|net| net.contains(addr)),
+        }
     }
 
     fn mask(&self) -> u32 {
@@ -137,45 +145,118 @@ impl Config {
 
     /// Whether `addr` is one of the network's own.
     pub(super) fn is_ours(&self, addr: IpAddr) -> bool {
-        addr == self.gateway || addr == self.dns
+        match addr {
+            IpAddr::V4(addr) => addr == self.gateway || addr == self.dns,
+            IpAddr::V6(addr) => self
+                .net6
+                .as_ref()
+                .is_some_and(|net| addr == net.gateway || addr == net.dns || addr == self.link_local()),
+        }
     }
 
+    /// The gateway's link-local address.
+    pub(super) fn link_local(&self) -> Ipv6Addr {
+        link_local(gateway_mac(self.gateway))
+    }
+
+    /// The gateway of `guest`'s kind of IP.
+    pub(super) fn gateway_of(&self, guest: IpAddr) -> IpAddr {
+        match (guest, &self.net6) {
+            (IpAddr::V4(_), _) => self.gateway.into(),
+            (IpAddr::V6(_), Some(net)) => net.gateway.into(),
+            (IpAddr::V6(_), None) => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    /// The DNS server of `guest`'s kind of IP.
+    pub(super) fn dns_of(&self, guest: IpAddr) -> IpAddr {
+        match (guest, &self.net6) {
+            (IpAddr::V4(_), _) => self.dns.into(),
+            (IpAddr::V6(_), Some(net)) => net.dns.into(),
+            (IpAddr::V6(_), None) => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    #[inline]
     pub(super) fn place(&self, addr: IpAddr) -> Place {
-        let addr = addr.to_canonical();
+        match addr {
+            IpAddr::V4(addr) => self.place_v4(addr),
+            IpAddr::V6(addr) => self.place_v6(addr),
+        }
+    }
+
+    fn place_v4(&self, addr: Ipv4Addr) -> Place {
         if addr == self.gateway {
-            return if self.host_loopback { Place::Gateway } else { Place::Closed };
+            return self.host_place();
         }
         if addr == self.dns {
             return Place::Dns;
         }
-        match addr {
-            IpAddr::V4(v4) => {
-                let broadcast = self.net.to_bits() | !self.mask();
-                if v4.is_broadcast() || v4.is_multicast() || v4.to_bits() == broadcast {
-                    return Place::Group;
-                }
-                // Class E (240.0.0.0/4) is no place to send to either.
-                if v4.octets()[0] == 0 || v4.is_loopback() || v4.octets()[0] >= 240 {
-                    return Place::Forbidden;
-                }
+        let broadcast = self.net.to_bits() | !self.mask();
+        if addr.is_broadcast() || addr.is_multicast() || addr.to_bits() == broadcast {
+            return Place::Group;
+        }
+        // Class E (240.0.0.0/4) is no place to send to either.
+        if addr.octets()[0] == 0 || addr.is_loopback() || addr.octets()[0] >= 240 {
+            return Place::Forbidden;
+        }
+        if self.contains(addr.into()) { Place::Inside } else { self.outside(addr.into()) }
+    }
+
+    fn place_v6(&self, addr: Ipv6Addr) -> Place {
+        if addr.is_multicast() {
+            return Place::Group;
+        }
+        if let Some(net) = &self.net6 {
+            if addr == net.gateway {
+                return self.host_place();
             }
-            IpAddr::V6(v6) => {
-                if v6.is_multicast() {
-                    return Place::Group;
-                }
-                if v6.is_loopback() || v6.is_unspecified() {
-                    return Place::Forbidden;
-                }
+            if addr == net.dns {
+                return Place::Dns;
+            }
+            // Only the router itself is at home there.
+            if addr == self.link_local() {
+                return Place::Closed;
             }
         }
-        if self.contains(addr) {
-            Place::Inside
-        } else if !self.host_loopback && self.host_addrs.contains(&addr) {
-            Place::Closed
-        } else {
-            Place::Outside
+        if self.contains(addr.into()) || addr.is_unicast_link_local() {
+            return Place::Inside;
+        }
+        match embedded_v4(addr) {
+            Some((v4, prefix)) => match (self.place_v4(v4), prefix) {
+                (Place::Closed, _) => Place::Closed,
+                (Place::Outside, Embedding::Translated) => self.outside(addr.into()),
+                _ => Place::Forbidden,
+            },
+            None => self.outside(addr.into()),
         }
     }
+
+    /// What the gateway's address is good for.
+    fn host_place(&self) -> Place {
+        if self.host_loopback { Place::Gateway } else { Place::Closed }
+    }
+
+    fn outside(&self, addr: IpAddr) -> Place {
+        if !self.host_loopback && self.host_addrs.contains(&addr) { Place::Closed } else { Place::Outside }
+    }
+}
+
+/// How an IPv6 address holds an IPv4 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Embedding {
+    /// `::ffff:0:0/96` and `::/96`, `::` and `::1` among them: no packet has these.
+    Mapped,
+    /// `64:ff9b::/96` (RFC 6052): what a translator of the host's network takes.
+    Translated,
+}
+
+fn embedded_v4(addr: Ipv6Addr) -> Option<(Ipv4Addr, Embedding)> {
+    if let Some(v4) = addr.to_ipv4() {
+        return Some((v4, Embedding::Mapped));
+    }
+    let [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] = addr.octets() else { return None };
+    Some((Ipv4Addr::new(a, b, c, d), Embedding::Translated))
 }
 
 #[cfg(test)]
@@ -214,5 +295,46 @@ mod tests {
         assert_eq!(place(&config, "192.0.2.2"), Place::Closed);
         assert_eq!(place(&config, "::ffff:192.0.2.2"), Place::Closed);
         assert_eq!(place(&config, "1.1.1.1"), Place::Outside);
+    }
+
+    #[test]
+    fn every_ipv6_destination_has_a_place() {
+        let mut config = Config {
+            net6: Some(dhcp6::Config::default()),
+            host_addrs: vec!["2001:db8::7".parse().unwrap(), "192.0.2.2".parse().unwrap()],
+            ..Config::default()
+        };
+        let place = |config: &Config, addr: &str| config.place(addr.parse().unwrap());
+        for (addr, expected) in [
+            ("fd00::2", Place::Gateway),
+            ("fd00::3", Place::Dns),
+            ("fd00::15", Place::Inside),
+            ("fd00::ffff:0:0:1", Place::Inside),
+            ("fe80::1", Place::Inside),
+            ("febf::1", Place::Inside),
+            ("fe80::5055:aff:fe00:202", Place::Closed),
+            ("ff02::fb", Place::Group),
+            ("ff0e::1", Place::Group),
+            ("::", Place::Forbidden),
+            ("::1", Place::Forbidden),
+            ("::7f00:1", Place::Forbidden),
+            ("::ffff:1.1.1.1", Place::Forbidden),
+            ("::ffff:10.0.2.2", Place::Forbidden),
+            ("64:ff9b::7f00:1", Place::Forbidden),
+            ("64:ff9b::a00:20f", Place::Forbidden),
+            ("64:ff9b::101:101", Place::Outside),
+            ("fd01::2", Place::Outside),
+            ("2001:db8::7", Place::Outside),
+            ("2606:4700:4700::1111", Place::Outside),
+        ] {
+            assert_eq!(place(&config, addr), expected, "{addr}");
+        }
+        config.host_loopback = false;
+        for closed in ["fd00::2", "2001:db8::7", "::ffff:192.0.2.2", "64:ff9b::c000:202"] {
+            assert_eq!(place(&config, closed), Place::Closed, "{closed}");
+        }
+        assert_eq!(place(&config, "2606:4700:4700::1111"), Place::Outside);
+        config.net6 = None;
+        assert_eq!(place(&config, "fd00::2"), Place::Outside);
     }
 }

@@ -7,6 +7,8 @@
 
 mod action;
 mod config;
+mod ipv6;
+mod ndp;
 mod ping;
 mod shared;
 mod switch;
@@ -16,7 +18,7 @@ mod tests;
 mod udp;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
 pub use action::{DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
@@ -34,10 +36,12 @@ use crate::table::{Entry, FlowId, FlowKind, FlowTable};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::{
-    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, IcmpError,
-    IpHeader, MacAddr, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP,
+    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, IPV6_MORE,
+    IcmpError, IpHeader, MacAddr, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
 };
 use config::{Place, gateway_mac};
+use ipv6::Arrived;
 use shared::Shared;
 use switch::Neighbour;
 
@@ -55,10 +59,11 @@ pub struct Network {
     mac: MacAddr,
     shared: Shared,
     ports: BTreeMap<PortId, Port>,
+    router: ndp::Router,
     tcp: FlowTable<TcpEntry>,
     udp: FlowTable<UdpFlow>,
     ping: FlowTable<PingFlow>,
-    wheel: TimerWheel<FlowId>,
+    wheel: TimerWheel<Timer>,
     drops: Drops,
     outputs: VecDeque<Output>,
     /// TCP flows whose outputs are to be drained.
@@ -87,6 +92,14 @@ struct Seen {
     epoch: u64,
     mac: MacAddr,
     addr: Option<IpAddr>,
+}
+
+/// What a deadline is about.
+#[derive(Clone, Copy, Debug)]
+enum Timer {
+    Flow(FlowId),
+    /// Advertise the router to a port.
+    Advertise(PortId),
 }
 
 /// A guest's packet on its way through the network.
@@ -132,9 +145,11 @@ impl Network {
 
     fn with(config: Config, shared: Shared) -> Self {
         let seed = config.seed;
+        let mac = gateway_mac(config.gateway);
         Self {
-            mac: gateway_mac(config.gateway),
+            mac,
             ports: BTreeMap::new(),
+            router: ndp::Router::default(),
             tcp: FlowTable::new(FlowKind::Tcp, seed, shared.owners()),
             udp: FlowTable::new(FlowKind::Udp, seed, shared.owners()),
             ping: FlowTable::new(FlowKind::Ping, seed, shared.owners()),
@@ -177,8 +192,12 @@ impl Network {
         for flow in self.ping.of_port(port) {
             self.close_ping(flow);
         }
+        self.stop_advertising(port);
         self.shared.with(|registry| {
             registry.dhcp.port_gone(port);
+            if let Some(dhcp6) = &mut registry.dhcp6 {
+                dhcp6.port_gone(port);
+            }
             registry.switch.remove(port);
         });
         self.ports.remove(&port);
@@ -204,6 +223,12 @@ impl Network {
     /// The leases that have not run out, of all workers' guests.
     pub fn leases(&mut self, now: Instant) -> Vec<dhcp::Lease> {
         self.shared.with(|registry| registry.dhcp.leases(now).cloned().collect())
+    }
+
+    /// The IPv6 leases that have not run out, of all workers' guests.
+    pub fn leases6(&mut self, now: Instant) -> Vec<dhcp::Lease<Ipv6Addr>> {
+        self.shared
+            .with(|registry| registry.dhcp6.iter().flat_map(|dhcp6| dhcp6.leases(now)).cloned().collect())
     }
 
     /// The guests of this worker.
@@ -256,6 +281,16 @@ impl Network {
             FlowKind::Ping => self.ping.get(flow)?.key.port,
         };
         (port != NOWHERE).then_some(port)
+    }
+
+    /// How many bytes of headers go in front of a flow's payload to its guest.
+    pub fn headers_len(&self, flow: FlowId) -> usize {
+        let (addr, len) = match flow.kind {
+            FlowKind::Tcp => (self.tcp.get(flow).map(|e| e.key.guest.addr), TCP_FRAME_HEADERS),
+            FlowKind::Udp => (self.udp.get(flow).map(|e| e.key.guest.addr), UDP_FRAME_HEADERS),
+            FlowKind::Ping => (self.ping.get(flow).map(|e| e.key.guest.addr), UDP_FRAME_HEADERS),
+        };
+        if addr.is_some_and(|addr| addr.is_ipv6()) { len + IPV6_MORE } else { len }
     }
 
     /// Tells the core the host's own addresses, which matter without `host_loopback`.
@@ -318,15 +353,15 @@ impl Network {
         self.learn_mac(port, ethernet.src);
         let ours = ethernet.dst == self.mac;
         if !ours && !ethernet.dst.is_multicast() {
-            self.check_sender(port, ethernet.ethertype, rest)?;
+            self.check_sender(port, ethernet.ethertype, rest, frame.len() - ETHERNET_HEADER_LEN)?;
             return match self.shared.with(|registry| registry.switch.port_of(ethernet.dst)) {
                 Some(to) if to != port => Ok(Verdict::Relay(to)),
                 _ => Err(DropReason::UnknownMac),
             };
         }
         let verdict = match ethernet.ethertype {
-            ETHERTYPE_ARP => self.handle_arp(port, rest, ours),
-            ETHERTYPE_IPV4 => {
+            ETHERTYPE_ARP if self.config.ipv4 => self.handle_arp(port, rest, ours),
+            ETHERTYPE_IPV4 if self.config.ipv4 => {
                 let available = frame.len() - ETHERNET_HEADER_LEN;
                 let (ip, header_len, transport_len) = IpHeader::parse_v4(rest, available)?;
                 let start = ETHERNET_HEADER_LEN + header_len;
@@ -340,28 +375,41 @@ impl Network {
                 };
                 self.handle_ip(&packet, frame, ours, now)
             }
+            ETHERTYPE_IPV6 if self.config.net6.is_some() => {
+                self.handle_ipv6(Arrived { port, mac: ethernet.src, head, ours }, frame, now)
+            }
             _ if !ours => self.flood(port, DropReason::EtherType),
             _ => Err(DropReason::EtherType),
         }?;
         // What is said to us is not asked for a name: each of two guests with one address is served.
         if let Verdict::Flood(_) = verdict {
-            self.check_sender(port, ethernet.ethertype, rest)?;
+            self.check_sender(port, ethernet.ethertype, rest, frame.len() - ETHERNET_HEADER_LEN)?;
         }
         Ok(verdict)
     }
 
     /// What one guest says to others may be said in its own name only.
-    fn check_sender(&mut self, port: PortId, ethertype: u16, bytes: &[u8]) -> Result<(), DropReason> {
-        let sender = match ethertype {
-            ETHERTYPE_ARP => IpAddr::V4(Arp::parse(bytes)?.sender),
-            ETHERTYPE_IPV4 => IpHeader::source_v4(bytes).ok_or(DropReason::IpHeader)?,
-            // A router advertisement would make its sender everybody's router.
-            ETHERTYPE_IPV6 => return Err(DropReason::EtherType),
+    fn check_sender(
+        &mut self,
+        port: PortId,
+        ethertype: u16,
+        bytes: &[u8],
+        available: usize,
+    ) -> Result<(), DropReason> {
+        let senders = match ethertype {
+            ETHERTYPE_ARP | ETHERTYPE_IPV4 if !self.config.ipv4 => return Err(DropReason::EtherType),
+            ETHERTYPE_ARP => [IpAddr::V4(Arp::parse(bytes)?.sender); 2],
+            ETHERTYPE_IPV4 => [IpHeader::source_v4(bytes).ok_or(DropReason::IpHeader)?; 2],
+            ETHERTYPE_IPV6 => self.senders_v6(bytes, available)?,
             _ => return Ok(()),
         };
-        let known = self.shared.with(|registry| registry.switch.neighbour(sender));
-        let of_another = known.is_some_and(|at| at.port != port);
-        if self.config.is_ours(sender) || of_another { Err(DropReason::SourceAddress) } else { Ok(()) }
+        let forged = self.shared.with(|registry| {
+            let of_another = |at: Neighbour| at.port != port;
+            senders.into_iter().any(|sender| {
+                self.config.is_ours(sender) || registry.switch.neighbour(sender).is_some_and(of_another)
+            })
+        });
+        if forged { Err(DropReason::SourceAddress) } else { Ok(()) }
     }
 
     /// What goes to a group goes to the other guests; with none, it is dropped for `reason`.
@@ -399,7 +447,7 @@ impl Network {
             return self.handle_dhcp(packet, frame, now);
         }
         let src = packet.ip.src;
-        if !self.config.contains(src) || self.config.is_ours(src) || self.config.place(src) == Place::Group {
+        if self.config.place(src) != Place::Inside {
             return Err(DropReason::SourceAddress);
         }
         let place = self.config.place(packet.ip.dst);
@@ -407,6 +455,18 @@ impl Network {
             return self.flood(packet.port, DropReason::Multicast);
         }
         self.note_sender(packet);
+        self.dispatch(packet, frame, place, now)
+    }
+
+    /// Hands a packet that was sent to the network to its protocol.
+    #[inline]
+    fn dispatch<F: FrameBytes + ?Sized>(
+        &mut self,
+        packet: &Packet<'_>,
+        frame: &F,
+        place: Place,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
         if place == Place::Forbidden {
             return Err(DropReason::ForbiddenDestination);
         }
@@ -417,7 +477,8 @@ impl Network {
         match packet.ip.protocol {
             PROTOCOL_TCP => self.handle_tcp(packet, place, now),
             PROTOCOL_UDP => self.handle_udp(packet, frame, place, now),
-            PROTOCOL_ICMP => self.handle_ping(packet, place, now),
+            PROTOCOL_ICMP if packet.ip.src.is_ipv4() => self.handle_ping(packet, place, now),
+            PROTOCOL_ICMPV6 if packet.ip.src.is_ipv6() => self.handle_ping(packet, place, now),
             _ => Err(DropReason::Protocol),
         }
     }
@@ -448,8 +509,8 @@ impl Network {
         Ok(Verdict::Done)
     }
 
-    fn granted(&mut self, port: PortId, mac: MacAddr, grant: dhcp::Grant) {
-        let addr = IpAddr::V4(grant.address);
+    fn granted<A: dhcp::Address>(&mut self, port: PortId, mac: MacAddr, grant: dhcp::Grant<A>) {
+        let addr = grant.address.into();
         // Once a guest: it may ask as often as it likes.
         let conflict = self.shared.with(|registry| {
             registry.switch.assign_address(addr, Neighbour { port, mac });
@@ -489,10 +550,11 @@ impl Network {
     fn learn_address(&mut self, addr: IpAddr, at: Neighbour) {
         let learnt = self.shared.with(|registry| {
             let learnt = registry.switch.learn_address(addr, at, &self.config.limits);
-            if let IpAddr::V4(addr) = addr
-                && learnt
-            {
-                registry.dhcp.note_use(at.port, at.mac.0, addr);
+            match (addr, &mut registry.dhcp6) {
+                _ if !learnt => {}
+                (IpAddr::V4(addr), _) => registry.dhcp.note_use(at.port, at.mac.0, addr),
+                (IpAddr::V6(addr), Some(dhcp6)) => dhcp6.note_use(at.port, at.mac, addr),
+                (IpAddr::V6(_), None) => {}
             }
             learnt
         });
@@ -511,7 +573,11 @@ impl Network {
 
     /// Asks all guests who has `addr`.
     fn ask_for(&mut self, addr: IpAddr) {
-        let IpAddr::V4(target) = addr else { return };
+        let target = match addr {
+            IpAddr::V4(target) if self.config.ipv4 => target,
+            IpAddr::V4(_) => return,
+            IpAddr::V6(target) => return self.ask_for_v6(target),
+        };
         let request = Arp { request: true, sender_mac: self.mac, sender: self.config.gateway, target };
         let ports: Vec<PortId> = self.shared.with(|registry| registry.switch.ports().collect());
         for port in ports {
@@ -526,22 +592,32 @@ impl Network {
     }
 
     fn send_icmp_error(&mut self, packet: &Packet<'_>, error: IcmpError) {
+        if !ipv6::may_be_told(packet) {
+            return;
+        }
         // An error about what went to one of our addresses comes from that address.
-        let src = if self.config.is_ours(packet.ip.dst) { packet.ip.dst } else { self.config.gateway.into() };
-        let frame = error.frame(packet.mac, self.mac, src, packet.ip.src, packet.quote());
+        let IpHeader { src: guest, dst, .. } = packet.ip;
+        let src = if self.config.is_ours(dst) { dst } else { self.config.gateway_of(guest) };
+        let frame = error.frame(packet.mac, self.mac, src, guest, packet.quote());
         self.send_frame(packet.port, frame);
     }
 
     /// The host's address for a destination that a guest named.
     fn host_addr(&self, dst: IpAddr) -> IpAddr {
-        if dst == self.config.gateway { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { dst }
+        match dst {
+            _ if dst != self.config.gateway_of(dst) => dst,
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        }
     }
 
-    /// How a guest sees a host's address: loopback is the gateway, and so is what an IPv4 guest could
-    /// not name.
-    fn guest_view(&self, addr: IpAddr) -> IpAddr {
+    /// How `guest` sees a host's address: loopback is the gateway of its own kind of IP, and so is what
+    /// it could not name: addresses of the other kind, and link-local ones of the host's links.
+    fn guest_view(&self, addr: IpAddr, guest: IpAddr) -> IpAddr {
         let addr = addr.to_canonical();
-        if addr.is_loopback() || addr.is_ipv6() { self.config.gateway.into() } else { addr }
+        let on_link = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
+        let named = addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link;
+        if named { addr } else { self.config.gateway_of(guest) }
     }
 
     // --- time and outputs ------------------------------------------------------------------------
@@ -553,11 +629,14 @@ impl Network {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(flow) = self.wheel.expire(now) {
-            match flow.kind {
-                FlowKind::Tcp => self.tcp_timeout(flow, now),
-                FlowKind::Udp => self.udp_timeout(flow, now),
-                FlowKind::Ping => self.ping_timeout(flow, now),
+        while let Some(timer) = self.wheel.expire(now) {
+            match timer {
+                Timer::Flow(flow) => match flow.kind {
+                    FlowKind::Tcp => self.tcp_timeout(flow, now),
+                    FlowKind::Udp => self.udp_timeout(flow, now),
+                    FlowKind::Ping => self.ping_timeout(flow, now),
+                },
+                Timer::Advertise(port) => self.advertise_timeout(port, now),
             }
         }
     }
@@ -577,15 +656,15 @@ impl Network {
 }
 
 /// Sees to it that a flow is looked at when `at` comes, or before.
-fn arm<F>(wheel: &mut TimerWheel<FlowId>, flow: FlowId, entry: &mut Entry<F>, at: Instant) {
+fn arm<F>(wheel: &mut TimerWheel<Timer>, flow: FlowId, entry: &mut Entry<F>, at: Instant) {
     if entry.armed.as_ref().is_some_and(|(armed, _)| *armed <= at) {
         return;
     }
     disarm(wheel, entry);
-    entry.armed = Some((at, wheel.insert(at, flow)));
+    entry.armed = Some((at, wheel.insert(at, Timer::Flow(flow))));
 }
 
-fn disarm<F>(wheel: &mut TimerWheel<FlowId>, entry: &mut Entry<F>) {
+fn disarm<F>(wheel: &mut TimerWheel<Timer>, entry: &mut Entry<F>) {
     if let Some((_, timer)) = entry.armed.take() {
         wheel.cancel(timer);
     }

@@ -1,4 +1,4 @@
-//! ICMP echo: to the gateway and the DNS address answered here, to the outside through ping sockets.
+//! ICMP and ICMPv6 echo: to the gateway and the DNS address answered here, to the outside through ping sockets.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use crate::port::PortId;
 use crate::table::{Endpoint, FlowId, FlowKey};
 use crate::time::Instant;
 use crate::wire::{
-    Headers, ICMP_ECHO, ICMP_ECHO_REPLY, ICMP_HEADER_LEN, IcmpError, IpHeader, PROTOCOL_ICMP, update_checksum,
+    Headers, ICMP_ECHO, ICMP_ECHO_REPLY, ICMP_HEADER_LEN, ICMPV6_ECHO, ICMPV6_ECHO_REPLY, IcmpError,
+    IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6, update_checksum,
 };
 
 /// RFC 5508 REQ-2: no less than 60 seconds.
@@ -59,17 +60,18 @@ impl Network {
         now: Instant,
     ) -> Result<Verdict, DropReason> {
         let mut echo = Echo::parse(*packet.transport_head().first_chunk().ok_or(DropReason::Icmp)?);
-        if (echo.kind, echo.code) != (ICMP_ECHO, 0) {
+        let (request, reply) = echo_types(packet.ip.src);
+        if (echo.kind, echo.code) != (request, 0) {
             return Err(DropReason::Icmp);
         }
         let payload = packet.transport.start + ICMP_HEADER_LEN..packet.transport.end;
         // The gateway and the DNS server answer whether or not the host behind them is open.
         if self.config.is_ours(packet.ip.dst) {
             let word = |kind| u16::from_be_bytes([kind, 0]);
-            echo.kind = ICMP_ECHO_REPLY;
-            echo.checksum = update_checksum(echo.checksum, word(ICMP_ECHO), word(ICMP_ECHO_REPLY));
+            echo.kind = reply;
+            echo.checksum = update_checksum(echo.checksum, word(request), word(reply));
             let ip = IpHeader { tos: packet.ip.tos, ..ping_ip(packet.ip.dst, packet.ip.src, TTL) };
-            let headers = Headers::other(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
+            let headers = Headers::icmp(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
             return Ok(Verdict::Reply { headers, payload });
         }
         match place {
@@ -147,19 +149,20 @@ impl Network {
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
         let mut echo = Echo::parse(header);
-        if (echo.kind, echo.code) != (ICMP_ECHO_REPLY, 0) {
+        let guest = self.ping.get(flow).ok_or(DropReason::NoFlow)?.key.guest;
+        let (_, reply) = echo_types(guest.addr);
+        if (echo.kind, echo.code) != (reply, 0) {
             return Err(DropReason::Icmp);
         }
-        let src = self.guest_view(from);
+        let src = self.guest_view(from, guest.addr);
         let gateway = self.mac;
         let entry = self.ping.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.flow.last_used = now;
         entry.flow.bytes_in += len as u64;
-        let guest = entry.key.guest;
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
         let ip = ping_ip(src, guest.addr, ttl);
-        Ok((entry.key.port, Headers::other(entry.mac, gateway, &ip, &echo.to_bytes(), len)))
+        Ok((entry.key.port, Headers::icmp(entry.mac, gateway, &ip, &echo.to_bytes(), len)))
     }
 
     /// Tells a guest that an echo request to `to` did not arrive. `header` is the request's, as the
@@ -177,9 +180,9 @@ impl Network {
         let mut echo = Echo::parse(header);
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
-        let headers = Headers::other(entry.mac, self.mac, &ping_ip(guest.addr, to, TTL), &echo.to_bytes(), 0);
+        let headers = Headers::icmp(entry.mac, self.mac, &ping_ip(guest.addr, to, TTL), &echo.to_bytes(), 0);
         let quoted = headers.get(crate::wire::ETHERNET_HEADER_LEN..).unwrap_or_default();
-        let src = offender.map_or(to, |addr| self.guest_view(addr));
+        let src = offender.map_or(to, |addr| self.guest_view(addr, guest.addr));
         let frame = error.frame(entry.mac, self.mac, src, guest.addr, quoted);
         self.send_frame(entry.key.port, frame);
     }
@@ -192,7 +195,8 @@ impl Network {
         header: [u8; ICMP_HEADER_LEN],
         reason: DropReason,
     ) {
-        self.ping_error(flow, to, header, IcmpError::Prohibited, Some(self.config.gateway.into()));
+        let gateway = self.config.gateway_of(to);
+        self.ping_error(flow, to, header, IcmpError::Prohibited, Some(gateway));
         if let Some(mut entry) = self.ping.remove(flow) {
             disarm(&mut self.wheel, &mut entry);
             self.count_drop(entry.key.port, reason);
@@ -200,6 +204,12 @@ impl Network {
     }
 }
 
+/// The types of an echo request and of its reply.
+fn echo_types(guest: IpAddr) -> (u8, u8) {
+    if guest.is_ipv4() { (ICMP_ECHO, ICMP_ECHO_REPLY) } else { (ICMPV6_ECHO, ICMPV6_ECHO_REPLY) }
+}
+
 fn ping_ip(src: IpAddr, dst: IpAddr, ttl: u8) -> IpHeader {
-    IpHeader { src, dst, protocol: PROTOCOL_ICMP, ttl, tos: 0, fragment: false }
+    let protocol = if dst.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
+    IpHeader { src, dst, protocol, ttl, tos: 0, fragment: false }
 }

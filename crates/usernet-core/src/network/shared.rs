@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Config;
+use super::config::gateway_mac;
 use super::switch::Switch;
-use crate::dhcp;
 use crate::port::WorkerId;
 use crate::table::Owners;
+use crate::{dhcp, dhcp6};
 
 pub(super) struct Registry {
     pub(super) switch: Switch,
     pub(super) dhcp: dhcp::Server,
+    pub(super) dhcp6: Option<dhcp6::Server>,
 }
 
 /// A core's way to the registry.
@@ -37,7 +39,11 @@ struct Locked {
 
 impl Registry {
     fn new(config: &Config) -> Self {
-        Self { switch: Switch::default(), dhcp: dhcp::Server::new(config.dhcp.clone()) }
+        Self {
+            switch: Switch::default(),
+            dhcp: dhcp::Server::new(config.dhcp.clone()),
+            dhcp6: config.net6.clone().map(|net| dhcp6::Server::new(net, gateway_mac(config.gateway))),
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use crate::table::{Endpoint, Entry, FlowId, FlowKey, hash};
 use crate::tcp::{self, Accept, SeqNumber, TcpFlow};
 use crate::time::Instant;
 use crate::wire::{
-    Headers, IPV4_HEADER_LEN, IcmpError, IpHeader, MacAddr, PROTOCOL_TCP, TCP_HEADER_LEN, TcpFlags, TcpHeader,
+    ETHERNET_HEADER_LEN, Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IcmpError, IpHeader, MacAddr,
+    PROTOCOL_TCP, TCP_HEADER_LEN, TcpFlags, TcpHeader,
 };
 
 const TTL: u8 = 64;
@@ -129,7 +130,7 @@ impl Network {
         }
         port.connecting += 1;
         port.dns_streams += usize::from(target == Target::Dns);
-        let tcp = TcpFlow::from_guest(seg, self.initial_seq(&key, now), self.tcp_mss(), now);
+        let tcp = TcpFlow::from_guest(seg, self.initial_seq(&key, now), self.tcp_mss(&key), now);
         let entry = TcpEntry { tcp, target: Some(target), connecting: true, kept: 0 };
         let flow = self.tcp.insert(key, packet.mac, entry);
         self.mark_dirty(flow);
@@ -141,7 +142,7 @@ impl Network {
     pub fn accept_tcp(&mut self, guest: Endpoint, peer: SocketAddr, now: Instant) -> Option<FlowId> {
         let at = self.shared.with(|registry| registry.switch.neighbour(guest.addr));
         let (port, mac) = at.map_or((NOWHERE, MacAddr::BROADCAST), |at| (at.port, at.mac));
-        let mut peer = Endpoint { addr: self.guest_view(peer.ip()), port: peer.port() };
+        let mut peer = Endpoint { addr: self.guest_view(peer.ip(), guest.addr), port: peer.port() };
         let key = |peer| FlowKey { port, guest, peer: Some(peer) };
         let lost = port == NOWHERE && self.tcp.count(&key(peer)) >= self.config.limits.unresolved;
         if lost || !self.make_tcp_room(&key(peer)) {
@@ -155,7 +156,8 @@ impl Network {
                 .find(|port| self.tcp.find(&key(Endpoint { port: *port, ..peer })).is_none())?;
         }
         let key = key(peer);
-        let tcp = TcpFlow::to_guest(guest.port, peer.port, self.initial_seq(&key, now), self.tcp_mss(), now);
+        let tcp =
+            TcpFlow::to_guest(guest.port, peer.port, self.initial_seq(&key, now), self.tcp_mss(&key), now);
         let flow = self.tcp.insert(key, mac, TcpEntry { tcp, target: None, connecting: false, kept: 0 });
         self.mark_dirty(flow);
         Some(flow)
@@ -386,8 +388,6 @@ impl Network {
             HostError::Prohibited => IcmpError::Prohibited,
             _ => IcmpError::HostUnreachable,
         };
-        let mut quoted = [0; IPV4_HEADER_LEN + TCP_HEADER_LEN];
-        ip_header(guest.addr, peer.addr).emit_v4(&mut quoted, TCP_HEADER_LEN);
         let syn = TcpHeader {
             src_port: guest.port,
             dst_port: peer.port,
@@ -395,15 +395,17 @@ impl Network {
             flags: TcpFlags::SYN,
             ..TcpHeader::default()
         };
-        if let Some(room) = quoted.get_mut(IPV4_HEADER_LEN..) {
-            syn.emit(room);
-        }
-        let frame = error.frame(entry.mac, self.mac, self.config.gateway.into(), guest.addr, &quoted);
+        let ip = ip_header(guest.addr, peer.addr);
+        let syn = Headers::tcp(self.mac, entry.mac, &ip, &syn, 0, u16::MAX);
+        let quoted = syn.get(ETHERNET_HEADER_LEN..).unwrap_or_default();
+        let gateway = self.config.gateway_of(guest.addr);
+        let frame = error.frame(entry.mac, self.mac, gateway, guest.addr, quoted);
         self.send_frame(entry.key.port, frame);
     }
 
-    fn tcp_mss(&self) -> u16 {
-        let headers = IPV4_HEADER_LEN + TCP_HEADER_LEN;
+    fn tcp_mss(&self, key: &FlowKey) -> u16 {
+        let ip = if key.guest.addr.is_ipv4() { IPV4_HEADER_LEN } else { IPV6_HEADER_LEN };
+        let headers = ip + TCP_HEADER_LEN;
         self.config.mtu.saturating_sub(u16::try_from(headers).unwrap_or(0))
     }
 

@@ -62,6 +62,12 @@ pub(super) fn is_dhcp(udp: &[u8]) -> bool {
     matches!(udp.get(2..4), Some([0, 67]))
 }
 
+/// Where a UDP packet is for.
+pub(super) fn dst_port(packet: &Packet<'_>) -> Option<u16> {
+    let udp: &[u8; UDP_HEADER_LEN] = packet.transport_head().first_chunk()?;
+    Some(u16::from_be_bytes([udp[2], udp[3]]))
+}
+
 /// Which bytes of the frame are the datagram's payload.
 pub(super) fn payload(packet: &Packet<'_>) -> Result<Range<usize>, DropReason> {
     let Some([_, _, _, _, hi, lo, _, _]) = packet.transport_head().first_chunk() else {
@@ -161,7 +167,8 @@ impl Network {
         port.dns = port.dns.saturating_sub(1);
         if let Some(answer) = answer {
             let dst = (query.guest.addr, query.guest.port);
-            self.send_udp(query.port, query.mac, (self.config.dns.into(), 53), dst, answer);
+            let src = (self.config.dns_of(dst.0), 53);
+            self.send_udp(query.port, query.mac, src, dst, answer);
         }
     }
 
@@ -276,7 +283,7 @@ impl Network {
             self.drops.count(DropReason::Unresolved);
             return Err(DropReason::Unresolved);
         };
-        let peer = Endpoint { addr: self.guest_view(from.ip()), port: from.port() };
+        let peer = Endpoint { addr: self.guest_view(from.ip(), guest.addr), port: from.port() };
         let key = FlowKey { port: at.port, guest, peer: Some(peer) };
         let flow = match self.udp.find(&key) {
             Some(flow) => flow,
@@ -296,14 +303,14 @@ impl Network {
         datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
-        let src = self.guest_view(from.ip());
+        let guest = self.udp.get(flow).ok_or(DropReason::NoFlow)?.key.guest;
+        let src = self.guest_view(from.ip(), guest.addr);
         self.udp.touch(flow);
         let gateway = self.mac;
         let mtu = usize::from(self.config.mtu);
         let entry = self.udp.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.flow.last_used = now;
         entry.flow.bytes_in += datagrams.len as u64;
-        let guest = entry.key.guest;
         let ip = udp_ip(src, guest.addr);
         let port = entry.key.port;
         let ports = (from.port(), guest.port);
@@ -322,8 +329,8 @@ impl Network {
     pub fn udp_error(&mut self, flow: FlowId, to: SocketAddr, error: IcmpError, offender: Option<IpAddr>) {
         let Some(entry) = self.udp.get(flow) else { return };
         let guest = entry.key.guest;
-        let dst = self.guest_view(to.ip());
-        let src = offender.map_or(dst, |addr| self.guest_view(addr));
+        let dst = self.guest_view(to.ip(), guest.addr);
+        let src = offender.map_or(dst, |addr| self.guest_view(addr, guest.addr));
         let ports = (guest.port, to.port());
         let headers = Headers::udp(entry.mac, self.mac, &udp_ip(guest.addr, dst), ports, 0, u16::MAX);
         let quoted = headers.get(crate::wire::ETHERNET_HEADER_LEN..).unwrap_or_default();

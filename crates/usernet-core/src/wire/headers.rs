@@ -6,8 +6,8 @@ use std::ops::Deref;
 use smoltcp::wire::checksum;
 
 use super::{
-    ETHERNET_HEADER_LEN, ETHERTYPE_IPV4, EthernetHeader, IPV4_HEADER_LEN, IpHeader, MacAddr, PROTOCOL_TCP,
-    PROTOCOL_UDP, TcpHeader,
+    ETHERNET_HEADER_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, ICMP_HEADER_LEN, IPV4_HEADER_LEN,
+    IPV6_HEADER_LEN, IpHeader, MacAddr, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, TcpHeader,
 };
 use crate::offload::{Checksum, Offload, SegmentKind, Segmentation};
 
@@ -17,6 +17,9 @@ pub const UDP_HEADER_LEN: usize = 8;
 pub const TCP_FRAME_HEADERS: usize = ETHERNET_HEADER_LEN + IPV4_HEADER_LEN + super::TCP_HEADER_LEN;
 /// Ethernet, IPv4 and UDP headers of a datagram.
 pub const UDP_FRAME_HEADERS: usize = ETHERNET_HEADER_LEN + IPV4_HEADER_LEN + UDP_HEADER_LEN;
+
+/// By how much an IPv6 header is longer than an IPv4 one.
+pub const IPV6_MORE: usize = IPV6_HEADER_LEN - IPV4_HEADER_LEN;
 
 /// Room for Ethernet, IP and transport headers with all options.
 const CAPACITY: usize = 128;
@@ -54,7 +57,8 @@ impl Headers {
             tcp.emit(room);
         }
         headers.partial_checksum(ip, PROTOCOL_TCP, at, 16, tcp.len() + len);
-        headers.segmentation(SegmentKind::Tcp4, len, segment);
+        let kind = if ip.dst.is_ipv4() { SegmentKind::Tcp4 } else { SegmentKind::Tcp6 };
+        headers.segmentation(kind, len, segment);
         headers
     }
 
@@ -79,20 +83,31 @@ impl Headers {
         headers
     }
 
-    /// Any protocol over IP: `transport` is its whole header, checksum included, in front of `len`
-    /// payload bytes.
-    pub fn other(dst: MacAddr, src: MacAddr, ip: &IpHeader, transport: &[u8], len: usize) -> Self {
-        let mut headers = Self::ip(dst, src, ip, transport.len() + len);
-        headers.push(transport);
+    /// ICMP over IP: `icmp` is its header, checksum included, in front of `len` payload bytes. ICMPv6's
+    /// checksum covers the addresses too, and is made anew.
+    pub fn icmp(dst: MacAddr, src: MacAddr, ip: &IpHeader, icmp: &[u8; ICMP_HEADER_LEN], len: usize) -> Self {
+        let mut headers = Self::ip(dst, src, ip, icmp.len() + len);
+        let at = usize::from(headers.len);
+        headers.push(icmp);
+        if ip.dst.is_ipv6() {
+            headers.partial_checksum(ip, PROTOCOL_ICMPV6, at, 2, icmp.len() + len);
+        }
         headers
     }
 
     fn ip(dst: MacAddr, src: MacAddr, ip: &IpHeader, payload_len: usize) -> Self {
         let mut headers = Self { bytes: [0; CAPACITY], len: 0, offload: Offload::default() };
-        headers.push(&EthernetHeader { dst, src, ethertype: ETHERTYPE_IPV4 }.to_bytes());
-        let mut header = [0; IPV4_HEADER_LEN];
-        ip.emit_v4(&mut header, payload_len);
-        headers.push(&header);
+        if ip.dst.is_ipv4() {
+            headers.push(&EthernetHeader { dst, src, ethertype: ETHERTYPE_IPV4 }.to_bytes());
+            let mut header = [0; IPV4_HEADER_LEN];
+            ip.emit_v4(&mut header, payload_len);
+            headers.push(&header);
+        } else {
+            headers.push(&EthernetHeader { dst, src, ethertype: ETHERTYPE_IPV6 }.to_bytes());
+            let mut header = [0; IPV6_HEADER_LEN];
+            ip.emit_v6(&mut header, payload_len);
+            headers.push(&header);
+        }
         headers
     }
 
@@ -123,7 +138,7 @@ impl Headers {
 }
 
 /// The folded, not inverted sum of the pseudo-header (RFC 9293 §3.1).
-fn pseudo_header_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> u16 {
+pub(super) fn pseudo_header_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> u16 {
     checksum::pseudo_header(&src.into(), &dst.into(), protocol.into(), u32::try_from(len).unwrap_or(0))
 }
 

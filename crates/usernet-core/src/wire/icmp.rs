@@ -1,10 +1,10 @@
-//! ICMP messages that the network itself sends (RFC 792).
+//! ICMP messages that the network itself sends (RFC 792, RFC 4443).
 
 use std::net::IpAddr;
 
 use smoltcp::wire::checksum;
 
-use super::{EthernetHeader, IpHeader, MacAddr, PROTOCOL_ICMP};
+use super::{EthernetHeader, IpHeader, MacAddr, PROTOCOL_ICMP, PROTOCOL_ICMPV6, icmpv6};
 
 /// The bytes of an ICMP header.
 pub const ICMP_HEADER_LEN: usize = 8;
@@ -16,7 +16,7 @@ pub const ICMP_ECHO_REPLY: u8 = 0;
 /// What the network tells a guest about a packet that it could not carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IcmpError {
-    /// Network unreachable.
+    /// Network unreachable; of IPv6, no route to the destination.
     NetUnreachable,
     /// Host unreachable.
     HostUnreachable,
@@ -26,6 +26,15 @@ pub enum IcmpError {
     Prohibited,
     /// Time to live exceeded in transit.
     TimeExceeded,
+    /// Beyond the scope of the source address (IPv6 only).
+    BeyondScope,
+    /// The byte of the packet that is at fault (IPv6 only).
+    ParameterProblem {
+        /// The code.
+        code: u8,
+        /// Where the byte lies, counted from the start of the IP header.
+        pointer: u32,
+    },
     /// Any other message, as it came from the network.
     Other {
         /// Its type.
@@ -40,11 +49,25 @@ pub enum IcmpError {
 impl IcmpError {
     fn words(self) -> (u8, u8, u32) {
         match self {
-            Self::NetUnreachable => (3, 0, 0),
+            Self::NetUnreachable | Self::BeyondScope => (3, 0, 0),
             Self::HostUnreachable => (3, 1, 0),
             Self::PortUnreachable => (3, 3, 0),
             Self::Prohibited => (3, 13, 0),
             Self::TimeExceeded => (11, 0, 0),
+            Self::ParameterProblem { pointer, .. } => (12, 0, pointer << 24),
+            Self::Other { kind, code, info } => (kind, code, info),
+        }
+    }
+
+    fn words_v6(self) -> (u8, u8, u32) {
+        match self {
+            Self::NetUnreachable => (1, 0, 0),
+            Self::Prohibited => (1, 1, 0),
+            Self::BeyondScope => (1, 2, 0),
+            Self::HostUnreachable => (1, 3, 0),
+            Self::PortUnreachable => (1, 4, 0),
+            Self::TimeExceeded => (3, 0, 0),
+            Self::ParameterProblem { code, pointer } => (4, code, pointer),
             Self::Other { kind, code, info } => (kind, code, info),
         }
     }
@@ -52,12 +75,18 @@ impl IcmpError {
     /// A whole frame from `src` that quotes the start of the packet, its IP header and at least the
     /// first 8 bytes behind it.
     pub fn frame(self, to: MacAddr, from: MacAddr, src: IpAddr, dst: IpAddr, quoted: &[u8]) -> Vec<u8> {
-        let (kind, code, info) = self.words();
         // RFC 1812 §4.3.2.3: as much as fits in 576 bytes.
-        let quoted = quoted.get(..quoted.len().min(548)).unwrap_or_default();
+        let (words, most) =
+            if dst.is_ipv4() { (self.words(), 548) } else { (self.words_v6(), icmpv6::MAX_QUOTE) };
+        let (kind, code, info) = words;
+        let quoted = quoted.get(..quoted.len().min(most)).unwrap_or_default();
         let mut icmp = vec![kind, code, 0, 0];
         icmp.extend_from_slice(&info.to_be_bytes());
         icmp.extend_from_slice(quoted);
+        if dst.is_ipv6() {
+            let ip = IpHeader { src, dst, protocol: PROTOCOL_ICMPV6, ttl: 64, tos: 0, fragment: false };
+            return icmpv6::frame(to, from, &ip, icmp);
+        }
         let sum = !checksum::data(&icmp);
         if let Some(field) = icmp.get_mut(2..4) {
             field.copy_from_slice(&sum.to_be_bytes());

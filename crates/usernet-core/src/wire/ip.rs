@@ -1,4 +1,4 @@
-//! IP headers (RFC 791).
+//! IP headers, and IPv4's on the wire (RFC 791); IPv6's are in `ipv6.rs`.
 //!
 //! The value is ours because smoltcp's `Ipv4Repr` loses DSCP and ECN.
 
@@ -28,7 +28,7 @@ pub struct IpHeader {
     pub protocol: u8,
     /// Time to live, hop limit.
     pub ttl: u8,
-    /// DSCP (high six bits) and ECN (low two).
+    /// DSCP (high six bits) and ECN (low two): the type of service, or the traffic class.
     pub tos: u8,
     /// Whether the packet is a fragment.
     pub fragment: bool,

@@ -7,6 +7,7 @@ mod connect;
 mod datagrams;
 mod drops;
 mod forward;
+mod ipv6;
 mod limits;
 mod loss;
 mod switch;

@@ -10,7 +10,7 @@ use usernet_core::host::HostError;
 use usernet_core::network::{DnsQuery, UdpVia};
 use usernet_core::port::PortId;
 use usernet_core::table::{FlowId, FlowKind};
-use usernet_core::wire::{Headers, ICMP_HEADER_LEN, IcmpError, UDP_FRAME_HEADERS};
+use usernet_core::wire::{Headers, ICMP_HEADER_LEN, IcmpError};
 use usernet_dns::Transport;
 use usernet_host::epoll::{Event, Interest};
 use usernet_host::inbox::{self, Batch};
@@ -251,9 +251,10 @@ impl Worker {
     /// Takes in a batch of datagrams.
     fn receive_udp(&mut self, flow: FlowId) -> Next {
         let Some(port) = self.parts.core.port_of(flow) else { return Next::Drained };
+        let headers_len = self.parts.core.headers_len(flow);
         let Some(entry) = self.ports.get_mut(&port) else { return Next::Drained };
         // What comes then finds room, if the largest datagram does.
-        let room = entry.fill((UDP_FRAME_HEADERS, MAX_DATAGRAM, MAX_DATAGRAM), |_| None);
+        let room = entry.fill((headers_len, MAX_DATAGRAM, MAX_DATAGRAM), |_| None);
         match self.sent(port, room) {
             Some(Sent::Nothing) => {}
             other => return self.after_receive(port, flow, other, false),
@@ -301,7 +302,8 @@ impl Worker {
         let slot = ping.get(flow.index as usize).and_then(Option::as_ref).filter(|slot| slot.flow == flow);
         let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return Next::Drained };
         let mut more = false;
-        let outcome = entry.fill((UDP_FRAME_HEADERS, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
+        let headers_len = core.headers_len(flow);
+        let outcome = entry.fill((headers_len, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
             // The ICMP header is written anew, in front of the room.
             let mut header = [0; ICMP_HEADER_LEN];
             let mut parts = vec![IoSliceMut::new(&mut header)];

@@ -103,7 +103,7 @@ impl Worker {
         };
         self.parts.poll.add(fd, token::FORWARD | u64::from(id), Interest::Read)?;
         self.next_forward += 1;
-        let addr = rule.guest_addr.unwrap_or(self.parts.default_guest).into();
+        let addr = rule.guest_addr.unwrap_or(self.parts.default_guest);
         let guest = Endpoint { addr, port: rule.guest_port };
         self.udp_forwards.extend(listener.replies_by().map(|end| (id, end)));
         self.forwards.insert(

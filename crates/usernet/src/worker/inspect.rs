@@ -1,5 +1,6 @@
 //! What a worker tells about itself.
 
+use usernet_core::dhcp::{Address, Lease};
 use usernet_core::network::UdpKind;
 use usernet_core::port::PortId;
 use usernet_core::table::{Entry, FlowKey};
@@ -28,15 +29,9 @@ impl Worker {
     }
 
     pub(super) fn lease_infos(&mut self) -> Vec<LeaseInfo> {
-        let now = self.now;
-        let info = |lease: usernet_core::dhcp::Lease| LeaseInfo {
-            port: lease.port.0,
-            address: lease.address,
-            mac: MacAddr(lease.mac).to_string(),
-            hostname: lease.hostname,
-            expires_in: lease.expires.map(|at| at.since(now).as_secs()),
-        };
-        self.parts.core.leases(now).into_iter().map(info).collect()
+        let (core, now) = (&mut self.parts.core, self.now);
+        let v4: Vec<_> = core.leases(now).into_iter().map(|lease| lease_info(&lease, now)).collect();
+        v4.into_iter().chain(core.leases6(now).into_iter().map(|lease| lease_info(&lease, now))).collect()
     }
 
     pub(super) fn flow_infos(&self) -> Vec<FlowInfo> {
@@ -104,5 +99,15 @@ impl Worker {
             drops.push(DropInfo { reason: "link".to_owned(), count: link });
         }
         drops
+    }
+}
+
+fn lease_info<A: Address>(lease: &Lease<A>, now: Instant) -> LeaseInfo {
+    LeaseInfo {
+        port: lease.port.0,
+        address: lease.address.into(),
+        mac: MacAddr(lease.mac).to_string(),
+        hostname: lease.hostname.clone(),
+        expires_in: lease.expires.map(|at| at.since(now).as_secs()),
     }
 }

@@ -69,7 +69,7 @@ pub(crate) struct Parts {
     pub(crate) resolver: Resolver,
     pub(crate) runtime: runtime::Handle,
     pub(crate) capture: Option<Capture>,
-    pub(crate) default_guest: std::net::Ipv4Addr,
+    pub(crate) default_guest: std::net::IpAddr,
     pub(crate) origin: std::time::Instant,
 }
 
@@ -259,8 +259,10 @@ impl Worker {
             self.names_changed = !self.post(WorkerId(0), Command::NamesChanged);
             return;
         }
-        let leases = self.parts.core.leases(self.now).into_iter();
-        let names = leases.filter_map(|lease| Some((lease.hostname?, lease.address.into()))).collect();
+        let core = &mut self.parts.core;
+        let v4 = core.leases(self.now).into_iter().map(|lease| (lease.hostname, lease.address.into()));
+        let v6 = core.leases6(self.now).into_iter().map(|lease| (lease.hostname, lease.address.into()));
+        let names = v4.chain(v6).filter_map(|(name, address)| Some((name?, address))).collect();
         self.parts.resolver.set_names(names);
     }
 }

@@ -10,7 +10,6 @@ use usernet_core::network::{Target, TcpOp};
 use usernet_core::port::PortId;
 use usernet_core::table::{FlowId, FlowKind};
 use usernet_core::tcp::{MAX_KEPT, SeqNumber};
-use usernet_core::wire::TCP_FRAME_HEADERS;
 use usernet_host::epoll::{Event, Interest};
 use usernet_host::kept::Kept;
 use usernet_host::tcp::TcpEnd;
@@ -209,8 +208,9 @@ impl Worker {
             return core.tcp_event(flow, HostEvent::Failed(HostError::Reset), *now);
         };
         let mut failed = None;
-        let outcome = entry.fill((TCP_FRAME_HEADERS, segment.into(), max as usize), |room| {
-            match slot.end.peek(at, room) {
+        let headers_len = core.headers_len(flow);
+        let outcome =
+            entry.fill((headers_len, segment.into(), max as usize), |room| match slot.end.peek(at, room) {
                 Ok((len, end)) => {
                     let headers = core.tcp_peeked(flow, at, len, end, *now)?;
                     Some((headers, len as usize))
@@ -219,8 +219,7 @@ impl Worker {
                     failed = Some(error);
                     None
                 }
-            }
-        });
+            });
         if let Some(error) = failed {
             self.tcp_failed(flow, error);
         }
