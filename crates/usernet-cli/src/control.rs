@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
@@ -97,7 +97,7 @@ async fn host_guest(mut stream: UnixStream, handle: &Handle) -> Result<()> {
     let mut incoming = Incoming::default();
     while !stream.async_io(Interest::READABLE, || incoming.receive(stream.as_fd())).await? {}
 
-    let guest = incoming.offer().and_then(|(offer, tap)| plug_in(handle, &offer, tap));
+    let guest = incoming.offer().and_then(|(offer, queues)| plug_in(handle, &offer, queues));
     let (port, answer) = match guest {
         Ok((port, config)) => (Some(port), Answer::Welcome(config)),
         Err(error) => (None, Answer::Refused { error: format!("{error:#}") }),
@@ -119,7 +119,10 @@ async fn host_guest(mut stream: UnixStream, handle: &Handle) -> Result<()> {
 ///
 /// # Errors
 /// The descriptor is no fitting TAP device, or the network has no room.
-pub(crate) fn plug_in(handle: &Handle, offer: &Offer, tap: OwnedFd) -> Result<(u32, GuestConfig)> {
+pub(crate) fn plug_in(handle: &Handle, offer: &Offer, queues: Vec<OwnedFd>) -> Result<(u32, GuestConfig)> {
+    let Ok([tap]) = <[OwnedFd; 1]>::try_from(queues) else {
+        bail!("this network takes a device with one queue; open it without IFF_MULTI_QUEUE")
+    };
     let port = handle.attach(TapLink::from_fd(tap)?, &offer.name)?;
     match handle.lease(port, offer.mac, offer.hostname.as_deref()) {
         Ok(config) => Ok((port, config)),

@@ -37,6 +37,8 @@ use crate::{control, namespace, sys};
 
 /// What the halves tell each other when a step is done.
 const DONE: [u8; 1] = [b'.'];
+/// Queues of the guest's device: as many as the network reads.
+const QUEUES: usize = 1;
 
 /// The network that the guest is plugged in to, and what keeps it there.
 enum Home {
@@ -90,12 +92,13 @@ fn settle(mut stream: &UnixStream, child: &Child, home: &Home, hostname: Option<
     }
     namespace::map_ids(child.id())?;
     stream.write_all(&DONE)?;
-    let Some((offer, tap)) = handover::receive_offer(stream)? else { return Ok(false) };
+    let Some((offer, queues)) = handover::receive_offer(stream)? else { return Ok(false) };
     let offer = Offer { hostname, ..offer };
     let answer = match home {
-        Home::Own(network) => Answer::Welcome(control::plug_in(network.handle(), &offer, tap)?.1),
+        Home::Own(network) => Answer::Welcome(control::plug_in(network.handle(), &offer, queues)?.1),
         Home::Joined(daemon) => {
-            handover::send_offer(daemon, &offer, tap.as_fd())?;
+            let queues: Vec<_> = queues.iter().map(AsFd::as_fd).collect();
+            handover::send_offer(daemon, &offer, &queues)?;
             handover::receive_answer(daemon)?.context("the daemon has gone")?
         }
     };
@@ -141,7 +144,7 @@ pub(crate) fn guest(args: &ExecGuestArgs) -> Result<ExitCode> {
 /// Makes a TAP device in the current network namespace and sends it to the outer half, which alone
 /// keeps it. Returns its name.
 fn make_tap(stream: &UnixStream, offer: &Offer) -> Result<String> {
-    let (link, interface) = TapLink::open("tap0").map_err(|error| {
+    let (links, interface) = TapLink::open_queues("tap0", QUEUES).map_err(|error| {
         let way_out = match error.kind() {
             io::ErrorKind::PermissionDenied => " (`sudo chmod 0666 /dev/net/tun` allows it)",
             io::ErrorKind::NotFound => " (`sudo modprobe tun` makes the device)",
@@ -149,7 +152,8 @@ fn make_tap(stream: &UnixStream, offer: &Offer) -> Result<String> {
         };
         anyhow!("{error}{way_out}")
     })?;
-    handover::send_offer(stream, offer, link.rx.as_fd())?;
+    let queues: Vec<_> = links.iter().map(|link| link.rx.as_fd()).collect();
+    handover::send_offer(stream, offer, &queues)?;
     Ok(interface)
 }
 

@@ -1,5 +1,5 @@
-//! How a guest's TAP device gets to the network: a descriptor and a line of JSON one way, a line of
-//! JSON back. `exec` speaks it between its halves and, with `--join`, to a daemon's control socket,
+//! How a guest's TAP device gets to the network: a descriptor for each of its queues and a line of JSON
+//! one way, a line of JSON back. `exec` speaks it between its halves and, with `--join`, to a daemon's control socket,
 //! where it is told from HTTP by its first byte, an opening brace. The guest stays for as long as the
 //! connection does.
 
@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -18,8 +18,10 @@ use usernet::GuestConfig;
 
 /// A line that is longer than this many bytes is none of ours.
 const MAX_LINE: usize = 4096;
+/// Queues that a device may be offered with.
+const MAX_QUEUES: usize = 16;
 
-/// What comes with the descriptor of a TAP device.
+/// What comes with the descriptors of a TAP device.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Offer {
     /// What to call the guest.
@@ -38,14 +40,17 @@ pub(crate) enum Answer {
     Refused { error: String },
 }
 
-/// Sends an offer with its descriptor.
-pub(crate) fn send_offer(stream: &UnixStream, offer: &Offer, tap: BorrowedFd<'_>) -> Result<()> {
+/// Sends an offer with its descriptors, of which there may be up to [`MAX_QUEUES`].
+pub(crate) fn send_offer(stream: &UnixStream, offer: &Offer, queues: &[BorrowedFd<'_>]) -> Result<()> {
     let line = line_of(offer)?;
-    let descriptors = [tap];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_QUEUES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-    // It fits in any socket buffer, and the descriptor goes with the first byte whatever follows.
+    ensure!(
+        ancillary.push(SendAncillaryMessage::ScmRights(queues)),
+        "a device may have {MAX_QUEUES} queues, not {}",
+        queues.len()
+    );
+    // It fits in any socket buffer, and the descriptors go with the first byte whatever follows.
     let sent = sendmsg(stream, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
     let mut stream = stream;
     stream.write_all(line.get(sent..).unwrap_or_default())?;
@@ -69,7 +74,7 @@ pub(crate) fn receive_answer(stream: &UnixStream) -> Result<Option<Answer>> {
 }
 
 /// Waits for an offer; `None` when the other half has gone.
-pub(crate) fn receive_offer(stream: &UnixStream) -> Result<Option<(Offer, OwnedFd)>> {
+pub(crate) fn receive_offer(stream: &UnixStream) -> Result<Option<(Offer, Vec<OwnedFd>)>> {
     let mut incoming = Incoming::default();
     loop {
         match incoming.receive(stream.as_fd()) {
@@ -92,7 +97,7 @@ pub(crate) fn line_of(value: &impl Serialize) -> Result<Vec<u8>> {
 #[derive(Debug, Default)]
 pub(crate) struct Incoming {
     line: Vec<u8>,
-    tap: Option<OwnedFd>,
+    queues: Vec<OwnedFd>,
 }
 
 impl Incoming {
@@ -102,13 +107,14 @@ impl Incoming {
     /// The other side has gone (`UnexpectedEof`), sends what is no line, or the socket says why not.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
         let mut bytes = [0; MAX_LINE];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_QUEUES))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received =
             recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.tap = descriptors.last().or(self.tap.take());
+                // More of them than a device may have are closed.
+                self.queues.extend(descriptors.take(MAX_QUEUES.saturating_sub(self.queues.len())));
             }
         }
         self.line.extend_from_slice(bytes.get(..received.bytes).unwrap_or_default());
@@ -124,10 +130,10 @@ impl Incoming {
     ///
     /// # Errors
     /// It is no offer, or came without a descriptor.
-    pub(crate) fn offer(self) -> Result<(Offer, OwnedFd)> {
+    pub(crate) fn offer(self) -> Result<(Offer, Vec<OwnedFd>)> {
         let offer = serde_json::from_slice(&self.line).context("the offer of a TAP device makes no sense")?;
-        let Some(tap) = self.tap else { bail!("the offer of a TAP device came without its descriptor") };
-        Ok((offer, tap))
+        ensure!(!self.queues.is_empty(), "the offer of a TAP device came without its descriptor");
+        Ok((offer, self.queues))
     }
 }
 
@@ -150,18 +156,36 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_arrives_with_its_descriptor() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"tap").unwrap();
-        let sent = offer();
-        send_offer(&ours, &sent, file.as_fd()).unwrap();
+    fn an_offer_arrives_with_its_descriptors_in_order() {
+        for count in [1, 2, MAX_QUEUES] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let files: Vec<_> = (0..count)
+                .map(|number| {
+                    let mut file = tempfile::tempfile().unwrap();
+                    file.write_all(format!("queue {number}").as_bytes()).unwrap();
+                    file
+                })
+                .collect();
+            let sent = offer();
+            let queues: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            send_offer(&ours, &sent, &queues).unwrap();
 
-        let (received, tap) = receive_offer(&theirs).unwrap().unwrap();
-        assert_eq!(received, sent);
-        let mut tap = std::fs::File::from(tap);
-        tap.rewind().unwrap();
-        assert_eq!(io::read_to_string(tap).unwrap(), "tap");
+            let (received, queues) = receive_offer(&theirs).unwrap().unwrap();
+            assert_eq!(received, sent);
+            assert_eq!(queues.len(), count);
+            for (number, queue) in queues.into_iter().enumerate() {
+                let mut queue = std::fs::File::from(queue);
+                queue.rewind().unwrap();
+                assert_eq!(io::read_to_string(queue).unwrap(), format!("queue {number}"));
+            }
+        }
+    }
+
+    #[test]
+    fn too_many_queues_are_not_offered() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let why = send_offer(&ours, &offer(), &[ours.as_fd(); MAX_QUEUES + 1]).unwrap_err().to_string();
+        assert!(why.contains("16 queues, not 17"), "{why}");
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! and segmentation left undone, one call moves up to 64 KiB at any MTU, which is what makes a
 //! TAP fast.
 //!
-//! One descriptor is one queue of the device. There is one here; more would each be a [`Link`] of
-//! their own, opened with `IFF_MULTI_QUEUE`.
+//! One descriptor is one queue of the device, and one queue a [`Link`]. A device has one, or several that
+//! its kernel deals flows to ([`TapLink::open_queues`]); what is sent may go by any of them.
 
 mod ioctl;
 
@@ -41,16 +41,35 @@ impl TapLink {
     /// # Errors
     /// `/dev/net/tun` cannot be opened, or there may be no such device; the message says which.
     pub fn open(name: &str) -> io::Result<(Link, String)> {
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
+        Self::open_queue(name, 0)
+    }
+
+    /// Opens the device with `count` queues, as [`TapLink::open`] does with one, and at least that. With
+    /// several, all of them must be read: frames that the kernel has dealt to one wait there.
+    ///
+    /// # Errors
+    /// As for [`TapLink::open`]; or the system does not let the device have so many.
+    pub fn open_queues(name: &str, count: usize) -> io::Result<(Vec<Link>, String)> {
+        let several = if count > 1 { ioctl::IFF_MULTI_QUEUE } else { 0 };
+        let (first, name) = Self::open_queue(name, several)?;
+        let mut links = vec![first];
+        while links.len() < count {
+            links.push(Self::open_queue(&name, several)?.0);
+        }
+        Ok((links, name))
+    }
+
+    fn open_queue(name: &str, flags: u16) -> io::Result<(Link, String)> {
+        let access = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open("/dev/net/tun", access, Mode::empty())
             .map_err(|error| context("cannot open /dev/net/tun", error.into()))?;
-        let flags = ioctl::IFF_TAP | ioctl::IFF_NO_PI | ioctl::IFF_VNET_HDR;
+        let flags = flags | ioctl::IFF_TAP | ioctl::IFF_NO_PI | ioctl::IFF_VNET_HDR;
         let name = ioctl::set_interface(fd.as_fd(), name, flags)
             .map_err(|error| context(&format!("cannot make the TAP device `{name}`"), error))?;
         Ok((Self::from_fd(fd)?, name))
     }
 
-    /// Takes over a descriptor of `/dev/net/tun` that is attached to a TAP device with
+    /// Takes over a descriptor of `/dev/net/tun`, a queue, that is attached to a TAP device with
     /// `IFF_NO_PI` and `IFF_VNET_HDR`. It becomes non-blocking. Whether `IFF_NO_PI` was set is the
     /// caller's word: the kernel reports another flag in its place (`IFF_NOFILTER`).
     ///

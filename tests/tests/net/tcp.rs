@@ -22,6 +22,35 @@ fn bulk_transfers_arrive_whole_both_ways() {
     assert_eq!(digests, format!("{expected}  bulk\n{expected}"));
 }
 
+/// The device drops what its queue has no room for, from the guest, while many streams compete for it.
+#[test]
+fn streams_go_on_when_the_queue_of_the_device_overflows() {
+    const LENGTH: u64 = 4 << 20;
+    const STREAMS: u64 = 12;
+    let world = World::new();
+    let server = format!("http://{GATEWAY}:{}", peers::http());
+    let script = format!(
+        "set -e
+        ip link set tap0 txqueuelen 2
+        curl --silent --fail --output bulk {server}/7/{LENGTH}
+        for n in $(seq {STREAMS}); do
+            curl --silent --fail --max-time 60 --upload-file bulk {server}/ > up$n &
+            curl --silent --fail --max-time 60 {server}/7/{LENGTH} | sha256sum > down$n &
+        done
+        wait
+        for n in $(seq {STREAMS}); do cat up$n; echo; cat down$n; done
+        cat /sys/class/net/tap0/statistics/tx_dropped"
+    );
+    let outcome = world.exec(&[], &script);
+    let mut lines: Vec<_> = outcome.ok().lines().collect();
+    let dropped: u64 = lines.pop().unwrap_or_default().parse().unwrap();
+    println!("{dropped} frames dropped");
+    assert!(dropped > 0, "the queue did not overflow");
+    let expected = noise_digest(7, LENGTH);
+    let whole = lines.iter().filter(|line| line.starts_with(&expected)).count();
+    assert_eq!(whole as u64, 2 * STREAMS, "{outcome}");
+}
+
 #[test]
 fn the_hosts_lan_is_reached_by_its_own_address() {
     let world = World::new();

@@ -12,6 +12,8 @@ use rustix::ioctl::{self, IntegerSetter, Opcode, Setter, Updater, opcode};
 pub(super) const IFF_TAP: u16 = 0x0002;
 /// No `struct tun_pi` in front of each frame.
 pub(super) const IFF_NO_PI: u16 = 0x1000;
+/// One of several queues: each descriptor that is attached to the device with this flag.
+pub(super) const IFF_MULTI_QUEUE: u16 = 0x0100;
 /// A virtio-net header in front of each frame.
 pub(super) const IFF_VNET_HDR: u16 = 0x4000;
 

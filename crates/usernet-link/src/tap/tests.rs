@@ -386,3 +386,50 @@ fn names_and_descriptors() {
     assert_eq!(link.kind, "tap");
     assert_eq!(link.rx.receive().unwrap(), None, "it does not block");
 }
+
+#[test]
+fn flows_are_dealt_to_queues_and_answered_by_any() {
+    if !in_namespace("flows_are_dealt_to_queues_and_answered_by_any") {
+        return;
+    }
+    const FLOWS: usize = 64;
+    let (mut links, name) = TapLink::open_queues("", 3).unwrap();
+    assert_eq!(links.len(), 3);
+    ip(&format!("link set {name} address 52:54:00:12:34:56 up"));
+    ip(&format!("addr add {GUEST}/24 dev {name}"));
+    ip(&format!("neigh add {OURS} lladdr 52:55:0a:00:02:02 dev {name}"));
+
+    let sockets: Vec<_> = (0..FLOWS).map(|_| UdpSocket::bind("10.0.2.15:0").unwrap()).collect();
+    for socket in &sockets {
+        socket.send_to(b"to any", "10.0.2.2:7").unwrap();
+    }
+    let mut dealt = [0; 3];
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while dealt.iter().sum::<usize>() < FLOWS {
+        assert!(Instant::now() < deadline, "{dealt:?} of {FLOWS}");
+        for (link, dealt) in links.iter_mut().zip(&mut dealt) {
+            while let Some(count) = link.rx.receive().unwrap() {
+                let frames = (0..count).map(|index| {
+                    let mut frame = vec![0; link.rx.frame_len(index)];
+                    link.rx.copy_to(index, 0, &mut frame);
+                    frame
+                });
+                *dealt += frames.filter(|frame| frame.ends_with(b"to any")).count();
+            }
+        }
+    }
+    assert!(dealt.iter().filter(|flows| **flows > 0).count() > 1, "{dealt:?}");
+
+    // One flow's answers, by each queue.
+    let port = sockets[0].local_addr().unwrap().port();
+    sockets[0].set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    for (number, link) in links.iter_mut().enumerate() {
+        let mut datagram = vec![0, 7, 0, 0, 0, 9, 0, 0, u8::try_from(number).unwrap()];
+        datagram[2..4].copy_from_slice(&port.to_be_bytes());
+        let frame = Tap::frame(IpProtocol::Udp, &datagram);
+        assert!(link.tx.send(&[IoSlice::new(&frame)], Offload::default()).unwrap());
+        let mut answer = [0; 2];
+        assert_eq!(sockets[0].recv(&mut answer).unwrap(), 1);
+        assert_eq!(usize::from(answer[0]), number);
+    }
+}
