@@ -45,11 +45,8 @@ pub(crate) fn send_offer(stream: &UnixStream, offer: &Offer, queues: &[BorrowedF
     let line = line_of(offer)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_QUEUES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ensure!(
-        ancillary.push(SendAncillaryMessage::ScmRights(queues)),
-        "a device may have {MAX_QUEUES} queues, not {}",
-        queues.len()
-    );
+    ensure!(queues.len() <= MAX_QUEUES, "a device may have {MAX_QUEUES} queues, not {}", queues.len());
+    ancillary.push(SendAncillaryMessage::ScmRights(queues));
     // It fits in any socket buffer, and the descriptors go with the first byte whatever follows.
     let sent = sendmsg(stream, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
     let mut stream = stream;
