@@ -39,7 +39,7 @@ fn streams_go_on_when_the_queue_of_the_device_overflows() {
         done
         wait
         for n in $(seq {STREAMS}); do cat up$n; echo; cat down$n; done
-        cat /sys/class/net/tap0/statistics/tx_dropped"
+        ip -json -statistics link show tap0 | grep -o '\"tx\":[^}}]*' | grep -o '\"dropped\":[0-9]*' | cut -d: -f2"
     );
     let outcome = world.exec(&[], &script);
     let mut lines: Vec<_> = outcome.ok().lines().collect();
