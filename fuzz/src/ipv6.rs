@@ -50,6 +50,7 @@ pub fn ipv6(data: &[u8]) {
                 check_relayed(packet);
             }
             Verdict::Flood(_) => check_relayed(packet),
+            Verdict::HandOver(_) => panic!("there is one worker"),
             Verdict::Keep { .. } | Verdict::Done | Verdict::Dropped(_) => {}
         }
         if control & 8 != 0 {

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use usernet::{Config, ForwardRule, IPV6_MIN_MTU, Net6};
 
@@ -103,6 +104,11 @@ pub(crate) struct ExecArgs {
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
     pub(crate) verbosity: Verbosity,
+    /// Queues of the guest's device, each served by a worker, 16 at most
+    ///
+    /// More than one pay where a guest has many busy connections and processors to spare.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = queues())]
+    pub(crate) queues: NonZeroU16,
     /// The command and its arguments [default: $SHELL]
     #[arg(trailing_var_arg = true, value_name = "COMMAND", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
@@ -259,6 +265,8 @@ pub(crate) struct ExecGuestArgs {
     /// The descriptor of the socket that leads to the outer half
     #[arg(long)]
     pub(crate) socket: i32,
+    #[arg(long)]
+    pub(crate) queues: NonZeroU16,
     #[arg(trailing_var_arg = true, required = true)]
     pub(crate) command: Vec<OsString>,
 }
@@ -364,6 +372,11 @@ impl FromStr for ControlPath {
     }
 }
 
+/// What [`crate::handover`] can hand over.
+fn queues() -> impl TypedValueParser<Value = NonZeroU16> {
+    clap::value_parser!(u16).range(1..=16).try_map(NonZeroU16::try_from)
+}
+
 fn parse_upstream(text: &str) -> Result<SocketAddr, &'static str> {
     let with_port = text.parse().ok();
     let without = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
@@ -450,6 +463,7 @@ mod tests {
             ("--ready-fd 1", "--ready-fd"),
             ("--workers 0", "--workers"),
             ("--workers 100", "1 to 64"),
+            ("exec --queues 17", "--queues"),
             ("bogus", "bogus"),
             ("exec --join /tmp/x --mtu 1400", "--join"),
             ("run", "QEMU"),

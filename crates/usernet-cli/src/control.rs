@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
@@ -120,10 +120,8 @@ async fn host_guest(mut stream: UnixStream, handle: &Handle) -> Result<()> {
 /// # Errors
 /// The descriptor is no fitting TAP device, or the network has no room.
 pub(crate) fn plug_in(handle: &Handle, offer: &Offer, queues: Vec<OwnedFd>) -> Result<(u32, GuestConfig)> {
-    let Ok([tap]) = <[OwnedFd; 1]>::try_from(queues) else {
-        bail!("this network takes a device with one queue; open it without IFF_MULTI_QUEUE")
-    };
-    let port = handle.attach(TapLink::from_fd(tap)?, &offer.name)?;
+    let links = queues.into_iter().map(TapLink::from_fd).collect::<io::Result<Vec<_>>>()?;
+    let port = handle.attach_queues(links, &offer.name)?;
     match handle.lease(port, offer.mac, offer.hostname.as_deref()) {
         Ok(config) => Ok((port, config)),
         Err(error) => {

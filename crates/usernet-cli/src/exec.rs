@@ -13,7 +13,6 @@
 //! Whichever goes, the other notices: the inner one by the signal that it asks for, the outer one by
 //! waiting for it.
 
-use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd};
@@ -37,8 +36,6 @@ use crate::{control, namespace, sys};
 
 /// What the halves tell each other when a step is done.
 const DONE: [u8; 1] = [b'.'];
-/// Queues of the guest's device: as many as the network reads.
-const QUEUES: usize = 1;
 
 /// The network that the guest is plugged in to, and what keeps it there.
 enum Home {
@@ -48,10 +45,10 @@ enum Home {
 
 /// The outer half.
 pub(crate) fn run(args: &ExecArgs) -> Result<ExitCode> {
-    let config = args.network.config_of_one(NonZeroU16::MIN)?;
+    let config = args.network.config_of_one(args.queues)?;
     let hostname = config.hostname.clone();
     // Before any thread: the signal that ends the command comes when the thread that started it ends.
-    let (stream, mut child) = start_inner(&args.command)?;
+    let (stream, mut child) = start_inner(args)?;
 
     let home = match &args.join {
         None => Home::Own(Network::start(config)?),
@@ -71,15 +68,16 @@ pub(crate) fn run(args: &ExecArgs) -> Result<ExitCode> {
     Ok(code)
 }
 
-fn start_inner(command: &[OsString]) -> Result<(UnixStream, Child)> {
+fn start_inner(args: &ExecArgs) -> Result<(UnixStream, Child)> {
     let (ours, theirs) = UnixStream::pair()?;
     let shell = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
     fcntl_setfd(&theirs, FdFlags::empty())?;
     let child = Command::new("/proc/self/exe")
         .arg("exec-guest")
         .arg(format!("--socket={}", theirs.as_raw_fd()))
+        .arg(format!("--queues={}", args.queues))
         .arg("--")
-        .args(if command.is_empty() { &shell } else { command })
+        .args(if args.command.is_empty() { &shell[..] } else { &args.command })
         .spawn()
         .context("cannot start this program again")?;
     Ok((ours, child))
@@ -125,7 +123,7 @@ pub(crate) fn guest(args: &ExecGuestArgs) -> Result<ExitCode> {
 
     let name = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
     let offer = Offer { name, mac: handover::random_mac()?, hostname: None };
-    let interface = make_tap(&stream, &offer)?;
+    let interface = make_tap(&stream, &offer, args.queues)?;
     let Some(Answer::Welcome(lease)) = handover::receive_answer(&stream)? else {
         return Ok(ExitCode::FAILURE);
     };
@@ -143,8 +141,8 @@ pub(crate) fn guest(args: &ExecGuestArgs) -> Result<ExitCode> {
 
 /// Makes a TAP device in the current network namespace and sends it to the outer half, which alone
 /// keeps it. Returns its name.
-fn make_tap(stream: &UnixStream, offer: &Offer) -> Result<String> {
-    let (links, interface) = TapLink::open_queues("tap0", QUEUES).map_err(|error| {
+fn make_tap(stream: &UnixStream, offer: &Offer, queues: NonZeroU16) -> Result<String> {
+    let (links, interface) = TapLink::open_queues("tap0", queues.get().into()).map_err(|error| {
         let way_out = match error.kind() {
             io::ErrorKind::PermissionDenied => " (`sudo chmod 0666 /dev/net/tun` allows it)",
             io::ErrorKind::NotFound => " (`sudo modprobe tun` makes the device)",

@@ -51,6 +51,32 @@ fn streams_go_on_when_the_queue_of_the_device_overflows() {
     assert_eq!(whole as u64, 2 * STREAMS, "{outcome}");
 }
 
+/// The kernel deals the streams to both queues: what came to one that nobody reads would be lost.
+#[test]
+fn both_queues_of_a_device_are_served() {
+    const LENGTH: u64 = 8 << 20;
+    const STREAMS: u64 = 16;
+    let world = World::new();
+    let server = format!("http://{GATEWAY}:{}", peers::http());
+    let script = format!(
+        "set -e
+        ls /sys/class/net/tap0/queues | grep -c tx-
+        curl --silent --fail --output bulk {server}/7/{LENGTH}
+        for n in $(seq {STREAMS}); do
+            curl --silent --fail --max-time 60 --upload-file bulk {server}/ > up$n &
+            curl --silent --fail --max-time 60 {server}/7/{LENGTH} | sha256sum > down$n &
+        done
+        wait
+        for n in $(seq {STREAMS}); do cat up$n; echo; cat down$n; done"
+    );
+    let outcome = world.exec(&["--queues", "2"], &script);
+    let expected = noise_digest(7, LENGTH);
+    let lines: Vec<_> = outcome.ok().lines().collect();
+    assert_eq!(lines.first(), Some(&"2"), "{outcome}");
+    let whole = lines.iter().filter(|line| line.starts_with(&expected)).count();
+    assert_eq!(whole as u64, 2 * STREAMS, "{outcome}");
+}
+
 #[test]
 fn the_hosts_lan_is_reached_by_its_own_address() {
     let world = World::new();
