@@ -60,7 +60,7 @@ fn both_queues_of_a_device_are_served() {
     let server = format!("http://{GATEWAY}:{}", peers::http());
     let script = format!(
         "set -e
-        ls /sys/class/net/tap0/queues | grep -c tx-
+        ip -json -details link show tap0 | grep -o '\"numqueues\":[0-9]*' | cut -d: -f2
         curl --silent --fail --output bulk {server}/7/{LENGTH}
         for n in $(seq {STREAMS}); do
             curl --silent --fail --max-time 60 --upload-file bulk {server}/ > up$n &
