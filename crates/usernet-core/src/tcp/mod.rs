@@ -13,8 +13,8 @@
 //!   ones harms its own connections only.
 //! - Data segments carry no SACK blocks; a pure ACK that carries them follows at once.
 //! - The urgent pointer is ignored and urgent data delivered in line (RFC 6093 §6 advises so).
-//! - One ACK a batch of segments, at its end. What is less than a segment may wait a moment for data
-//!   to go with, but never twice the time it took in vain (`tcp/receive.rs`).
+//! - One ACK a batch of segments, at its end. That of a small message may wait a few milliseconds for the
+//!   host's answer to carry it, the less often the more of them waited in vain (`tcp/receive.rs`).
 
 mod flow;
 mod ranges;
