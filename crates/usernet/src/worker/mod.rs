@@ -14,6 +14,7 @@ mod inspect;
 mod peers;
 mod port;
 mod stream;
+mod wait;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -38,6 +39,7 @@ use datagram::{PingSlot, UdpSlot};
 pub(crate) use forward::{Forward, Listener};
 use port::Port;
 use stream::TcpSlot;
+use wait::Wait;
 
 /// What an epoll event is about. Flows have tokens of their own, from 1 << 60 on.
 mod token {
@@ -101,6 +103,7 @@ pub(crate) struct Worker {
     /// Frames that links which went had dropped.
     link_drops: u64,
     names_changed: bool,
+    wait: Wait,
     stop: bool,
 }
 
@@ -126,6 +129,7 @@ impl Worker {
             unpark_at: None,
             link_drops: 0,
             names_changed: false,
+            wait: Wait::default(),
             stop: false,
         })
     }
@@ -146,7 +150,8 @@ impl Worker {
     }
 
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
-        self.parts.poll.wait(events, self.timeout())?;
+        let timeout = self.timeout();
+        self.wait.wait(&self.parts.poll, events, timeout)?;
         self.now = self.clock();
         for event in events.iter() {
             self.handle_event(event);

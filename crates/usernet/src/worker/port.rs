@@ -148,9 +148,11 @@ impl Worker {
     fn read_link(&mut self, port: PortId, rx: &mut dyn LinkRx) -> Result<bool, LinkError> {
         for _ in 0..BATCHES {
             let Some(frames) = rx.receive()? else { return Ok(false) };
+            let bytes = (0..frames).map(|index| rx.frame_len(index)).sum();
+            self.wait.moved(bytes);
             if let Some(entry) = self.ports.get_mut(&port) {
                 entry.rx_frames += frames as u64;
-                entry.rx_bytes += (0..frames).map(|index| rx.frame_len(index) as u64).sum::<u64>();
+                entry.rx_bytes += bytes as u64;
             }
             self.handle_batch(port, rx, frames);
             self.drain_outputs();
@@ -244,6 +246,7 @@ impl Worker {
         let entry = self.ports.get_mut(&port)?;
         match &outcome {
             Ok(Sent::Bytes(len)) => {
+                self.wait.moved(*len);
                 entry.tx_frames += 1;
                 entry.tx_bytes += *len as u64;
                 if !std::mem::replace(&mut entry.unflushed, true) {
