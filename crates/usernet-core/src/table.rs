@@ -1,6 +1,6 @@
 //! Flows by number and by who they belong to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -130,6 +130,8 @@ pub struct FlowTable<F> {
     groups: HashMap<Group, GroupList>,
     /// This table's worker, and the flows of all; none when it is the only one.
     owners: Option<(WorkerId, Arc<Owners>)>,
+    /// Ports whose frames may come to other workers too.
+    shared: HashSet<PortId>,
 }
 
 /// Which worker has which flow, where a guest's frames may come to any of several.
@@ -164,7 +166,36 @@ impl<F> FlowTable<F> {
             by_key: HashTable::new(),
             groups: HashMap::new(),
             owners,
+            shared: HashSet::new(),
         }
+    }
+
+    /// Frames of `port` may come to other workers too: see to it that they know whose its flows are.
+    pub fn share(&mut self, port: PortId) {
+        self.shared.insert(port);
+    }
+
+    /// The port is no more. Its flows may live on for a while; frames come for none of them.
+    pub fn unshare(&mut self, port: PortId) {
+        for flow in self.of_port(port) {
+            if let Some(key) = self.get(flow).map(|entry| entry.key) {
+                self.disown(&key);
+            }
+        }
+        self.shared.remove(&port);
+    }
+
+    fn disown(&self, key: &FlowKey) {
+        let Some((worker, owners)) = self.owners(key) else { return };
+        let mut owners = owners.lock();
+        if owners.get(&(self.kind, *key)) == Some(worker) {
+            owners.remove(&(self.kind, *key));
+        }
+    }
+
+    /// The workers' common table, if it has flows of the port of `key`.
+    fn owners(&self, key: &FlowKey) -> Option<&(WorkerId, Arc<Owners>)> {
+        self.owners.as_ref().filter(|_| self.shared.contains(&key.port))
     }
 
     /// How many flows there are.
@@ -193,7 +224,7 @@ impl<F> FlowTable<F> {
 
     /// The other worker that has the flow with this key.
     pub fn elsewhere(&self, key: &FlowKey) -> Option<WorkerId> {
-        let (worker, owners) = self.owners.as_ref()?;
+        let (worker, owners) = self.owners(key)?;
         owners.lock().get(&(self.kind, *key)).copied().filter(|owner| owner != worker)
     }
 
@@ -319,7 +350,7 @@ impl<F> FlowTable<F> {
         let (slots, seed) = (&self.slots, &self.seed);
         let rehash = |index: &u32| entry(slots, *index).map_or(0, |e| hash(seed, &e.key));
         self.by_key.insert_unique(hash(seed, &key), index, rehash);
-        if let Some((worker, owners)) = &self.owners {
+        if let Some((worker, owners)) = self.owners(&key) {
             owners.lock().entry((self.kind, key)).or_insert(*worker);
         }
     }
@@ -328,12 +359,7 @@ impl<F> FlowTable<F> {
         if let Ok(found) = self.by_key.find_entry(hash(&self.seed, key), |other| *other == index) {
             found.remove();
         }
-        if let Some((worker, owners)) = &self.owners {
-            let mut owners = owners.lock();
-            if owners.get(&(self.kind, *key)) == Some(worker) {
-                owners.remove(&(self.kind, *key));
-            }
-        }
+        self.disown(key);
     }
 
     fn link_newest(&mut self, index: u32, group: Group) {

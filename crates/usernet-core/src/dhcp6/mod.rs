@@ -25,6 +25,7 @@ use dhcproto::v6::{
 };
 
 use crate::dhcp::leases::{Client, Pool, Table};
+use crate::dhcp::request::host_label;
 use crate::dhcp::{Grant, Lease};
 use crate::drops::DropReason;
 use crate::port::PortId;
@@ -163,6 +164,24 @@ impl Server {
             }
             _ => Err(DropReason::DhcpIgnored),
         }
+    }
+
+    /// Leases an address to a guest that is configured without asking by DHCPv6, as
+    /// [`crate::dhcp::Server::lease`].
+    ///
+    /// # Errors
+    /// [`DropReason::DhcpExhausted`] when there is no address for this port.
+    pub fn lease(
+        &mut self,
+        port: PortId,
+        mac: MacAddr,
+        hostname: Option<&str>,
+        now: Instant,
+    ) -> Result<Grant<Ipv6Addr>, DropReason> {
+        let hostname = hostname.and_then(|name| host_label(name.as_bytes()));
+        let client = Client { mac: mac.0, id: None };
+        let address = self.table.offer(port, &client, None, now)?;
+        self.table.bind(port, &client, address, hostname, None, now).map_err(|_| DropReason::DhcpExhausted)
     }
 
     /// Takes note that a guest was seen with an address, as [`crate::dhcp::Server::note_use`].

@@ -153,7 +153,7 @@ pub enum Output {
     /// Close the socket of a UDP or ping flow, which is no more.
     Close(FlowId),
     /// Hand the host end of a TCP flow over to another worker, which has its guest, as a connection that
-    /// was just accepted. The flow is no more.
+    /// was just accepted, then call [`super::Network::rehomed`].
     Rehome {
         /// The flow.
         flow: FlowId,

@@ -247,7 +247,8 @@ impl Config {
 enum Embedding {
     /// `::ffff:0:0/96` and `::/96`, `::` and `::1` among them: no packet has these.
     Mapped,
-    /// `64:ff9b::/96` (RFC 6052): what a translator of the host's network takes.
+    /// `64:ff9b::/96` (RFC 6052), `2002::/16` (RFC 3056): what a translator or a relay of the host's
+    /// network takes.
     Translated,
 }
 
@@ -255,8 +256,16 @@ fn embedded_v4(addr: Ipv6Addr) -> Option<(Ipv4Addr, Embedding)> {
     if let Some(v4) = addr.to_ipv4() {
         return Some((v4, Embedding::Mapped));
     }
-    let [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] = addr.octets() else { return None };
-    Some((Ipv4Addr::new(a, b, c, d), Embedding::Translated))
+    match addr.octets() {
+        // `::ffff:0:0:0/96` (RFC 7915): no packet has it outside of a translator's own network.
+        [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, a, b, c, d] => {
+            Some((Ipv4Addr::new(a, b, c, d), Embedding::Mapped))
+        }
+        [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] | [0x20, 0x02, a, b, c, d, ..] => {
+            Some((Ipv4Addr::new(a, b, c, d), Embedding::Translated))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -284,6 +293,10 @@ mod tests {
             ("::1", Place::Forbidden),
             ("::", Place::Forbidden),
             ("240.0.0.1", Place::Forbidden),
+            ("::ffff:0:127.0.0.1", Place::Forbidden),
+            ("2002:7f00:1::", Place::Forbidden),
+            ("2002:a00:202::", Place::Forbidden),
+            ("2002:101:101::1", Place::Outside),
             ("ff02::1", Place::Group),
             ("192.0.2.2", Place::Outside),
             ("1.1.1.1", Place::Outside),

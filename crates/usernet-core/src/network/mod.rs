@@ -45,8 +45,9 @@ use ipv6::Arrived;
 use shared::Shared;
 use switch::Neighbour;
 
-/// Headers are copied once, at most this many bytes: guest memory can change under us. Ethernet, an
-/// IPv4 and a TCP header with all options take 134; what is left is quoted in ICMP errors.
+/// Headers are copied once, at most this many bytes: guest memory can change under us. With all options,
+/// Ethernet, IPv4 and TCP headers take 134; with IPv6, 142 are left for extension headers, and what goes
+/// beyond that is dropped (`wire/ipv6.rs`). ICMP errors quote from the same copy.
 const HEAD_LEN: usize = 256;
 /// A DHCP message that is longer is cut here (RFC 2131 §2 asks for 548 bytes at least).
 const MAX_DHCP_LEN: usize = 2048;
@@ -175,6 +176,11 @@ impl Network {
         let worker = self.shared.worker;
         self.shared.with(|registry| registry.switch.add(port, worker));
         self.ports.insert(port, Port { queues, ..Port::default() });
+        if queues > 1 {
+            self.tcp.share(port);
+            self.udp.share(port);
+            self.ping.share(port);
+        }
     }
 
     /// Takes a guest off the network: its host peers see resets, its addresses become free. Each worker
@@ -200,24 +206,38 @@ impl Network {
             }
             registry.switch.remove(port);
         });
-        self.ports.remove(&port);
+        if self.ports.remove(&port).is_some_and(|port| port.queues > 1) {
+            self.tcp.unshare(port);
+            self.udp.unshare(port);
+            self.ping.unshare(port);
+        }
         self.outputs.push_back(Output::LeasesChanged);
     }
 
-    /// Leases an address to a guest that will not ask by DHCP.
+    /// Leases an address of each kind of IP that is on to a guest that will not ask by DHCP.
     ///
     /// # Errors
-    /// [`DropReason::DhcpExhausted`] when the pool, or what one port may hold, is used up.
+    /// [`DropReason::DhcpExhausted`] when a pool, or what one port may hold, is used up.
     pub fn lease(
         &mut self,
         port: PortId,
         mac: MacAddr,
         hostname: Option<&str>,
         now: Instant,
-    ) -> Result<Ipv4Addr, DropReason> {
-        let grant = self.shared.with(|registry| registry.dhcp.lease(port, mac.0, hostname, now))?;
-        self.granted(port, mac, grant);
-        Ok(grant.address)
+    ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), DropReason> {
+        let ipv4 = self.config.ipv4;
+        let (v4, v6) = self.shared.with(|registry| {
+            let v4 = ipv4.then(|| registry.dhcp.lease(port, mac.0, hostname, now)).transpose()?;
+            let v6 = registry.dhcp6.as_mut().map(|dhcp6| dhcp6.lease(port, mac, hostname, now));
+            Ok((v4, v6.transpose()?))
+        })?;
+        if let Some(grant) = v4 {
+            self.granted(port, mac, grant);
+        }
+        if let Some(grant) = v6 {
+            self.granted(port, mac, grant);
+        }
+        Ok((v4.map(|grant| grant.address), v6.map(|grant| grant.address)))
     }
 
     /// The leases that have not run out, of all workers' guests.
@@ -350,6 +370,10 @@ impl Network {
         if ethernet.src.is_multicast() || ethernet.src == self.mac {
             return Err(DropReason::SourceMac);
         }
+        // Another worker may have handed it over while its guest went.
+        if !self.ports.contains_key(&port) {
+            return Err(DropReason::NoFlow);
+        }
         self.learn_mac(port, ethernet.src);
         let ours = ethernet.dst == self.mac;
         if !ours && !ethernet.dst.is_multicast() {
@@ -401,7 +425,8 @@ impl Network {
             ETHERTYPE_ARP => [IpAddr::V4(Arp::parse(bytes)?.sender); 2],
             ETHERTYPE_IPV4 => [IpHeader::source_v4(bytes).ok_or(DropReason::IpHeader)?; 2],
             ETHERTYPE_IPV6 => self.senders_v6(bytes, available)?,
-            _ => return Ok(()),
+            // Behind a VLAN tag, which a guest may ignore, there could be any of these.
+            _ => return Err(DropReason::EtherType),
         };
         let forged = self.shared.with(|registry| {
             let of_another = |at: Neighbour| at.port != port;
@@ -512,14 +537,14 @@ impl Network {
     fn granted<A: dhcp::Address>(&mut self, port: PortId, mac: MacAddr, grant: dhcp::Grant<A>) {
         let addr = grant.address.into();
         // Once a guest: it may ask as often as it likes.
-        let conflict = self.shared.with(|registry| {
-            registry.switch.assign_address(addr, Neighbour { port, mac });
-            if grant.mac_also_on.is_none() {
-                registry.switch.assign_mac(port, mac);
-            }
-            grant.mac_also_on.filter(|_| registry.switch.tell_conflict(port))
+        let (is_new, conflict) = self.shared.with(|registry| {
+            let is_new = registry.switch.assign_address(addr, Neighbour { port, mac });
+            registry.switch.learn_mac(port, mac, &self.config.limits);
+            (is_new, grant.mac_also_on.filter(|_| registry.switch.tell_conflict(port)))
         });
-        self.announce(addr);
+        if is_new {
+            self.announce(addr);
+        }
         if !grant.renewed {
             self.outputs.push_back(Output::LeasesChanged);
         }

@@ -1,6 +1,6 @@
 //! Who is where: ports, MAC addresses and IP addresses of guests.
 //!
-//! The first port that uses an address keeps it until it goes: only a lease can take it over.
+//! The first port that uses an address keeps it until it goes: only a lease can take an IP address over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -73,20 +73,6 @@ impl Switch {
         }
     }
 
-    /// A lease says whose a MAC address is, whoever was first to use it.
-    pub(super) fn assign_mac(&mut self, port: PortId, mac: MacAddr) {
-        let old = self.macs.insert(mac, port);
-        if old == Some(port) {
-            return;
-        }
-        for (port, step) in old.map(|old| (old, -1)).into_iter().chain([(port, 1)]) {
-            if let Some(member) = self.ports.get_mut(&port) {
-                member.macs = member.macs.saturating_add_signed(step);
-            }
-        }
-        self.epoch += 1;
-    }
-
     pub(super) fn port_of(&self, mac: MacAddr) -> Option<PortId> {
         self.macs.get(&mac).copied()
     }
@@ -111,11 +97,12 @@ impl Switch {
         }
     }
 
-    /// A lease says who an address belongs to, whatever was learnt before.
-    pub(super) fn assign_address(&mut self, addr: IpAddr, at: Neighbour) {
+    /// A lease says who an address belongs to, whatever was learnt before. Returns whether it was
+    /// another's, or nobody's.
+    pub(super) fn assign_address(&mut self, addr: IpAddr, at: Neighbour) -> bool {
         let old = self.neighbours.insert(addr, at);
-        if old == Some(at) {
-            return;
+        if old.is_some_and(|old| old.port == at.port) {
+            return false;
         }
         if let Some(member) = old.and_then(|old| self.ports.get_mut(&old.port)) {
             member.addresses = member.addresses.saturating_sub(1);
@@ -124,6 +111,7 @@ impl Switch {
             member.addresses += 1;
         }
         self.epoch += 1;
+        true
     }
 
     pub(super) fn neighbour(&self, addr: IpAddr) -> Option<Neighbour> {

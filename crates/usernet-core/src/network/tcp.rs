@@ -236,9 +236,10 @@ impl Network {
             let found = FlowKey { port, ..key };
             if home != self.shared.worker {
                 let Some(peer) = key.peer else { continue };
-                self.forget_tcp(flow);
                 self.outputs.push_back(Output::Rehome { flow, to: home, guest: key.guest, peer });
-            } else if self.tcp.find(&found).is_some() || !self.make_tcp_room(&found) {
+                continue;
+            }
+            if self.tcp.find(&found).is_some() || !self.make_tcp_room(&found) {
                 if let Some(entry) = self.tcp.get_mut(flow) {
                     entry.flow.tcp.handle_guest_gone();
                 }
@@ -250,6 +251,11 @@ impl Network {
             }
             self.mark_dirty(flow);
         }
+    }
+
+    /// A flow's host end has been handed over: see [`Output::Rehome`].
+    pub fn rehomed(&mut self, flow: FlowId) {
+        self.forget_tcp(flow);
     }
 
     pub(super) fn mark_dirty(&mut self, flow: FlowId) {

@@ -216,8 +216,9 @@ fn workers_know_of_each_others_guests() {
         Network::split(&Config::default(), 2).try_into().ok().unwrap();
     first.add_port(PortId(1));
     second.add_port(PortId(2));
-    let address = first.lease(PortId(1), A, None, at(0)).unwrap();
-    assert_ne!(second.lease(PortId(2), B, None, at(0)).unwrap(), address, "one pool");
+    let (address, _) = first.lease(PortId(1), A, None, at(0)).unwrap();
+    assert_ne!(second.lease(PortId(2), B, None, at(0)).unwrap().0, address, "one pool");
+    let address = address.unwrap();
     assert_eq!(second.leases(at(0)).len(), 2);
     assert_eq!(second.elsewhere(address.into()), Some(WorkerId(0)));
     assert_eq!(first.elsewhere(address.into()), None);
@@ -233,6 +234,29 @@ fn workers_know_of_each_others_guests() {
     assert_eq!(second.elsewhere(address.into()), None);
     let verdict = second.handle_frame(PortId(2), &frame[..], at(2));
     assert!(matches!(verdict, Verdict::Dropped(DropReason::UnknownMac)), "{verdict:?}");
+}
+
+#[test]
+fn a_lease_without_dhcp_is_of_each_kind_of_ip_that_is_on() {
+    const FIRST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x15);
+    let net6 = Some(crate::dhcp6::Config::default());
+    for (ipv4, net6) in [(true, None), (true, net6.clone()), (false, net6)] {
+        let expected = (ipv4.then_some(FIRST), net6.is_some().then_some(FIRST6));
+        let mut network = Network::new(Config { ipv4, net6, ..Config::default() });
+        network.add_port(PortId(1));
+        assert_eq!(network.lease(PortId(1), A, None, at(0)), Ok(expected));
+        assert_eq!(network.leases(at(0)).len(), usize::from(expected.0.is_some()));
+        assert_eq!(network.leases6(at(0)).len(), usize::from(expected.1.is_some()));
+        drain(&mut network, at(0));
+
+        let Some(guest) = expected.1 else { continue };
+        let peer: SocketAddr = "[2001:db8::9]:4000".parse().unwrap();
+        network.accept_tcp(Endpoint { addr: guest.into(), port: 22 }, peer, at(1)).unwrap();
+        let told = drain(&mut network, at(1));
+        let at_once =
+            |output: &Output| matches!(output, Output::Frame { headers, .. } if headers.starts_with(&A.0));
+        assert!(told.iter().any(at_once), "the guest need not be looked for: {told:?}");
+    }
 }
 
 #[test]
@@ -253,8 +277,75 @@ fn a_connection_that_waits_for_a_guest_moves_to_the_worker_that_finds_it() {
             if *flow == waiting && *guest == ssh(FIRST) && peer.port == 4000)),
         "{moved:?}"
     );
+    assert!(first.tcp_flows().get(waiting).is_some(), "its number is not given to another before it is over");
+    first.rehomed(waiting);
     assert!(first.tcp_flows().is_empty());
     assert_eq!(first.poll_timeout(), None);
+}
+
+#[test]
+fn what_lies_behind_a_vlan_tag_is_not_handed_to_others() {
+    let mut network = network(2);
+    network.lease(PortId(1), A, None, at(0)).unwrap();
+    let forged = announce(B, network.config.gateway);
+    for tag in [&[0x81, 0, 0, 0][..], &[0x88, 0xa8, 0, 1], &[0x81, 0, 0, 0, 0x81, 0, 0, 0], &[0x91, 0, 0, 0]]
+    {
+        for to in [MacAddr::BROADCAST, A] {
+            let frame = [&to.0[..], &B.0, tag, &forged[12..]].concat();
+            let verdict = network.handle_frame(PortId(2), &frame[..], at(0));
+            assert!(matches!(verdict, Verdict::Dropped(DropReason::EtherType)), "{tag:x?}: {verdict:?}");
+        }
+    }
+}
+
+#[test]
+fn a_lease_takes_no_mac_from_another_guest_and_its_macs_are_bounded() {
+    let mut network = network(2);
+    network.lease(PortId(1), A, None, at(0)).unwrap();
+    let _ = network.handle_frame(PortId(1), &announce(A, FIRST)[..], at(0));
+    // The Ethernet source is the other guest's, the client's hardware address its own.
+    let mut request = dhcp(B, 3, Ipv4Addr::new(10, 0, 2, 16));
+    request[6..12].copy_from_slice(&A.0);
+    let _ = network.handle_frame(PortId(2), &request[..], at(1));
+    assert_eq!(network.leases(at(1)).len(), 2);
+    let mut frame = announce(B, Ipv4Addr::new(10, 0, 2, 16));
+    frame[..6].copy_from_slice(&A.0);
+    assert!(matches!(network.handle_frame(PortId(2), &frame[..], at(2)), Verdict::Relay(PortId(1))));
+
+    let macs: Vec<MacAddr> =
+        (0..1000_u16).map(|n| MacAddr([2, 0, 0, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]])).collect();
+    for mac in &macs {
+        request[6..12].copy_from_slice(&mac.0);
+        let _ = network.handle_frame(PortId(2), &request[..], at(3));
+    }
+    let known =
+        macs.iter().filter(|mac| network.shared.with(|registry| registry.switch.port_of(**mac)).is_some());
+    assert!(known.count() <= network.config.limits.macs);
+}
+
+#[test]
+fn a_renewal_wakes_nobody() {
+    let [mut first, second]: [Network; 2] = Network::split(&Config::default(), 2).try_into().ok().unwrap();
+    first.add_port(PortId(1));
+    let wanted = Ipv4Addr::new(10, 0, 2, 20);
+    let _ = first.handle_frame(PortId(1), &dhcp(A, 3, wanted)[..], at(0));
+    assert!(drain(&mut first, at(0)).iter().any(|output| matches!(output, Output::Found(_))));
+    let epoch = second.shared.epoch();
+    for ms in 1..100 {
+        let _ = first.handle_frame(PortId(1), &dhcp(A, 3, wanted)[..], at(ms));
+        assert!(!drain(&mut first, at(ms)).iter().any(|output| matches!(output, Output::Found(_))));
+    }
+    assert_eq!(second.shared.epoch(), epoch);
+}
+
+#[test]
+fn a_frame_of_a_guest_that_went_opens_nothing() {
+    let mut network = network(1);
+    network.remove_port(PortId(1));
+    let syn = segment(&network, 5000, crate::wire::TcpFlags::SYN);
+    let verdict = network.handle_frame(PortId(1), &syn[..], at(0));
+    assert!(matches!(verdict, Verdict::Dropped(DropReason::NoFlow)), "{verdict:?}");
+    assert!(network.tcp_flows().is_empty());
 }
 
 #[test]

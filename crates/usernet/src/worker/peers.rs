@@ -75,7 +75,9 @@ impl Worker {
 
     /// A flow's guest was found at another worker.
     pub(super) fn rehome(&mut self, flow: FlowId, to: WorkerId, guest: Endpoint, peer: Endpoint) {
-        let Some(end) = self.take_end(flow) else { return };
+        let end = self.take_end(flow);
+        self.parts.core.rehomed(flow);
+        let Some(end) = end else { return };
         // It was added with the flow.
         let _ = self.parts.poll.remove(end.as_fd());
         self.hand_accepted(to, guest, peer.to_socket_addr(), end);
