@@ -229,7 +229,7 @@ impl Network {
         let (v4, v6) = self.shared.with(|registry| {
             let v4 = ipv4.then(|| registry.dhcp.lease(port, mac.0, hostname, now)).transpose()?;
             let v6 = registry.dhcp6.as_mut().map(|dhcp6| dhcp6.lease(port, mac, hostname, now));
-            Ok((v4, v6.transpose()?))
+            Ok::<_, DropReason>((v4, v6.transpose()?))
         })?;
         if let Some(grant) = v4 {
             self.granted(port, mac, grant);

@@ -254,7 +254,7 @@ fn a_lease_without_dhcp_is_of_each_kind_of_ip_that_is_on() {
         network.accept_tcp(Endpoint { addr: guest.into(), port: 22 }, peer, at(1)).unwrap();
         let told = drain(&mut network, at(1));
         let at_once =
-            |output: &Output| matches!(output, Output::Frame { headers, .. } if headers.starts_with(&A.0));
+            |output: &Output| matches!(output, Output::Headers { headers, .. } if headers.starts_with(&A.0));
         assert!(told.iter().any(at_once), "the guest need not be looked for: {told:?}");
     }
 }
