@@ -165,8 +165,10 @@ fn columns<const N: usize>(header: &[&str; N], rows: impl Iterator<Item = [Strin
             Cell::new(text).set_alignment(if number { CellAlignment::Right } else { CellAlignment::Left })
         }));
     }
-    // The preset pads each line to the table's width, and begins it with a space.
-    table.lines().map(|line| format!("{}\n", line.trim())).collect()
+    // The preset pads each line to the table's width, and begins it with a space of its own: what follows
+    // that belongs to a number.
+    let bare = |line: &str| format!("{}\n", line.strip_prefix(' ').unwrap_or(line).trim_end());
+    table.lines().map(|line| bare(&line)).collect()
 }
 
 /// A duration in its two largest units.
@@ -198,6 +200,23 @@ mod tests {
             "10.0.2.16  52:54:00:00:00:02  -           12  1 min 1 s",
         ];
         let shown = table(&CtlRequest::Leases, answer).unwrap();
+        assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn numbers_end_where_their_column_does_in_the_first_one_too() {
+        let forward = |id: u32, guest: &str| {
+            format!(
+                r#"{{"id":{id},"protocol":"tcp","host":"127.0.0.1:80","guest":"{guest}","accepted":{id}}}"#
+            )
+        };
+        let answer = format!("[{},{}]", forward(7, "10.0.2.15:80"), forward(123, "[fd00::15]:80"));
+        let expected = [
+            "ID   PROTO  HOST          GUEST          ACCEPTED",
+            "  7  tcp    127.0.0.1:80  10.0.2.15:80          7",
+            "123  tcp    127.0.0.1:80  [fd00::15]:80       123",
+        ];
+        let shown = table(&CtlRequest::Forwards, answer.as_bytes()).unwrap();
         assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
     }
 
