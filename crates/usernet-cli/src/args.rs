@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::builder::TypedValueParser;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Id, Parser, Subcommand};
 use usernet::{Config, ForwardRule, IPV6_MIN_MTU, Net6};
 
 use crate::Usage;
@@ -16,8 +16,9 @@ use crate::listen::Endpoint;
 /// A network for virtual machines that needs no privilege on the host.
 ///
 /// Guests are on 10.0.2.0/24: the host is the gateway 10.0.2.2, DNS answers at 10.0.2.3, and DHCP
-/// gives out addresses from 10.0.2.15 on. TCP, UDP and ping go out through ordinary sockets of the
-/// host; ports of the host are forwarded in with --hostfwd.
+/// gives out addresses from 10.0.2.15 on; the same on fd00::/64, with fd00::2, fd00::3 and fd00::15. TCP,
+/// UDP and ping go out through ordinary sockets of the host; ports of the host are forwarded in with
+/// --hostfwd.
 ///
 /// Without a command, usernet is a daemon that guests plug in to, any number of them; it prints the
 /// arguments that QEMU needs.
@@ -98,7 +99,7 @@ pub(crate) struct DaemonArgs {
 #[command(after_help = EXEC_EXAMPLES)]
 pub(crate) struct ExecArgs {
     /// Be a guest of the running daemon whose control socket this is
-    #[arg(long, value_name = "PATH", conflicts_with = "NetworkArgs")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = network_options())]
     pub(crate) join: Option<ControlPath>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
@@ -106,8 +107,10 @@ pub(crate) struct ExecArgs {
     pub(crate) verbosity: Verbosity,
     /// Queues of the guest's device, each served by a worker, 16 at most
     ///
-    /// More than one pay where a guest has many busy connections and processors to spare.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = queues())]
+    /// More than one pay where a guest has many busy connections and processors to spare. With --join,
+    /// the daemon needs as many workers.
+    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(value_parser = number::<NonZeroU16>(1..=16), allow_negative_numbers = true)]
     pub(crate) queues: NonZeroU16,
     /// The command and its arguments [default: $SHELL]
     #[arg(trailing_var_arg = true, value_name = "COMMAND", help_heading = "Arguments")]
@@ -164,28 +167,29 @@ pub(crate) struct NetworkArgs {
     #[arg(long, value_name = "CIDR")]
     pub(crate) net: Option<Cidr>,
     /// The gateway: the host, as guests see it [default: 10.0.2.2]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_ipv4)]
     pub(crate) host: Option<Ipv4Addr>,
     /// The DNS server, as guests see it [default: 10.0.2.3]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_ipv4)]
     pub(crate) dns: Option<Ipv4Addr>,
     /// The network's IPv6 prefix [default: fd00::/64]
     ///
     /// The gateway is at ::2, the DNS server at ::3, and DHCPv6 gives out addresses from ::15 on. Guests
-    /// make addresses of their own as well when the prefix has 64 bits.
+    /// make addresses of their own as well when the prefix has 64 bits. IPv6 needs an --mtu of 1280 or
+    /// more: below that, guests have none.
     #[arg(long, value_name = "PREFIX", conflicts_with = "ipv4_only")]
     pub(crate) net6: Option<Prefix6>,
     /// Give guests IPv4 and no IPv6
     #[arg(long, short = '4')]
     pub(crate) ipv4_only: bool,
     /// Give guests IPv6 and no IPv4
-    #[arg(long, short = '6', conflicts_with = "ipv4_only")]
+    #[arg(long, short = '6', conflicts_with_all = ["ipv4_only", "net", "host", "dns", "dhcp_start"])]
     pub(crate) ipv6_only: bool,
     /// Where DNS queries go; repeatable [default: as /etc/resolv.conf says]
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_upstream)]
     pub(crate) dns_upstream: Vec<SocketAddr>,
     /// The first address that DHCP gives out [default: 10.0.2.15]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_ipv4)]
     pub(crate) dhcp_start: Option<Ipv4Addr>,
     /// The host name that DHCP gives to guests
     #[arg(long, value_name = "NAME")]
@@ -197,7 +201,10 @@ pub(crate) struct NetworkArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) dns_search: Vec<String>,
     /// The MTU of guests' interfaces in bytes, 576 to 65520 [default: 1500]
+    ///
+    /// Below 1280, guests have no IPv6, which needs that much.
     #[arg(long, value_name = "BYTES")]
+    #[arg(value_parser = number::<u16>(576..=65_520), allow_negative_numbers = true)]
     pub(crate) mtu: Option<u16>,
     /// Keep guests off the host's own addresses, its loopback among them
     #[arg(long)]
@@ -205,10 +212,12 @@ pub(crate) struct NetworkArgs {
     /// Write every frame to this file, as pcapng
     #[arg(long, value_name = "FILE")]
     pub(crate) pcap: Option<PathBuf>,
-    /// Threads that move frames: a guest is served by one [default: one a processor, 8 at most]
+    /// Threads that move frames, 64 at most [default: one a processor, 8 at most]
     ///
-    /// For exec and run, whose network has one guest, the default is as many as its queues.
+    /// A guest is served by one of them, or by one for each of its queues (exec --queues). For exec and run,
+    /// whose network has one guest, the default is as many as it has queues.
     #[arg(long, value_name = "N")]
+    #[arg(value_parser = number::<NonZeroU16>(1..=64), allow_negative_numbers = true)]
     pub(crate) workers: Option<NonZeroU16>,
 }
 
@@ -302,7 +311,13 @@ impl NetworkArgs {
     /// The same for a network of one guest: unless told otherwise, as many workers as it has queues.
     pub(crate) fn config_of_one(&self, queues: NonZeroU16) -> Result<Config, Usage> {
         let config = self.config()?;
-        Ok(Config { workers: config.workers.or(Some(queues)), ..config })
+        match config.workers {
+            Some(workers) if workers < queues => Err(Usage(format!(
+                "--queues {queues} needs as many workers, and --workers {workers} gives fewer: leave it out, or \
+                 use fewer queues"
+            ))),
+            workers => Ok(Config { workers: workers.or(Some(queues)), ..config }),
+        }
     }
 
     /// The IPv6 network: the one that is asked for, or the default where the MTU allows one.
@@ -372,9 +387,27 @@ impl FromStr for ControlPath {
     }
 }
 
-/// What [`crate::handover`] can hand over.
-fn queues() -> impl TypedValueParser<Value = NonZeroU16> {
-    clap::value_parser!(u16).range(1..=16).try_map(NonZeroU16::try_from)
+/// The options of a network one by one: of a group, clap names them all where it should name the one that
+/// is given.
+fn network_options() -> Vec<Id> {
+    let network = NetworkArgs::augment_args(clap::Command::new("network"));
+    network.get_arguments().map(|arg| arg.get_id().clone()).collect()
+}
+
+fn number<T: FromStr + Copy + Into<u16>>(
+    range: RangeInclusive<u16>,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number: &T| range.contains(&(*number).into()));
+        number.ok_or_else(|| format!("give a number from {} to {}", range.start(), range.end()))
+    }
+}
+
+fn parse_ipv4(text: &str) -> Result<Ipv4Addr, &'static str> {
+    text.parse().map_err(|_| match text.parse::<Ipv6Addr>() {
+        Ok(_) => "IPv6 addresses follow from --net6: the gateway has ::2, the DNS server ::3, DHCPv6 begins at ::15",
+        Err(_) => "give an IPv4 address, such as 10.0.2.3",
+    })
 }
 
 fn parse_upstream(text: &str) -> Result<SocketAddr, &'static str> {
@@ -385,11 +418,13 @@ fn parse_upstream(text: &str) -> Result<SocketAddr, &'static str> {
         .ok_or("an upstream is an address, such as 9.9.9.9, 127.0.0.1:5353 or [::1]:5353")
 }
 
-/// What clap found wrong, on one line.
+/// What clap found wrong, on one line. Its tip to put `--` before an unknown option would run that as a
+/// program.
 pub(crate) fn usage_error(error: &clap::Error) -> Usage {
     let text = error.render().to_string();
     let told = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let told: Vec<_> = told.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+    let idle = |line: &str| ["For more", "tip: to pass"].iter().any(|start| line.starts_with(start));
+    let told: Vec<_> = told.filter(|line| !line.is_empty() && !idle(line)).collect();
     let told = told.join("; ").replace(":; ", ": ");
     Usage(format!("{} (usernet --help tells more)", told.trim_start_matches("error: ")))
 }
@@ -405,7 +440,12 @@ mod tests {
     }
 
     fn config(options: &str) -> Result<Config, String> {
-        parse(&format!("usernet {options}"))?.daemon.network.config().map_err(|Usage(why)| why)
+        let cli = parse(&format!("usernet {options}"))?;
+        let config = match &cli.command {
+            Some(Command::Exec(exec)) => exec.network.config_of_one(exec.queues),
+            _ => cli.daemon.network.config(),
+        };
+        config.map_err(|Usage(why)| why)
     }
 
     #[test]
@@ -461,17 +501,44 @@ mod tests {
             ("--listen /tmp/sock", "unix:PATH"),
             ("--listn unix:/tmp/sock", "--listen"),
             ("--ready-fd 1", "--ready-fd"),
-            ("--workers 0", "--workers"),
-            ("--workers 100", "1 to 64"),
-            ("exec --queues 17", "--queues"),
+            ("--mtu 70000", "576 to 65520"),
+            ("--host fd00::9", "--net6: the gateway has ::2, the DNS server ::3"),
+            ("--dns fd00::3", "--net6: the gateway has ::2, the DNS server ::3"),
+            ("--dns one.one", "such as 10.0.2.3"),
+            ("--net6 fd00::/0", "such as fd00::/64"),
+            ("-4 --net6 fd00::/64", "'--ipv4-only' cannot be used with '--net6 <PREFIX>'"),
+            ("-6 --net 10.9.0.0/24", "'--ipv6-only' cannot be used with '--net <CIDR>'"),
+            ("-6 --host 10.0.2.9", "'--ipv6-only' cannot be used with '--host <ADDR>'"),
+            ("-6 --dns 10.0.2.9", "'--ipv6-only' cannot be used with '--dns <ADDR>'"),
+            ("-6 --dhcp-start 10.0.2.9", "'--ipv6-only' cannot be used with '--dhcp-start <ADDR>'"),
+            ("-6 --hostfwd tcp::80-10.0.2.15:80", "without IPv4 can have: choose an IPv6 address"),
+            ("-4 --hostfwd tcp::80-[fd00::15]:80", "without IPv6 can have: choose an IPv4 address"),
+            ("--mtu 1000 --hostfwd tcp::80-[fd00::15]:80", "or an MTU of 1280 or more"),
+            ("--workers 0", "'--workers <N>': give a number from 1 to 64"),
+            ("--workers 65", "a number from 1 to 64"),
+            ("--workers 100000", "a number from 1 to 64"),
+            ("--workers a", "a number from 1 to 64"),
+            ("exec --queues 0", "'--queues <N>': give a number from 1 to 16"),
+            ("exec --queues 17", "a number from 1 to 16"),
+            ("exec --queues a", "a number from 1 to 16"),
+            ("exec --queues -1", "a number from 1 to 16"),
+            ("exec --queues 2 --workers 1", "--workers 1 gives fewer: leave it out"),
             ("bogus", "bogus"),
-            ("exec --join /tmp/x --mtu 1400", "--join"),
+            ("exec --join /tmp/x --workers 3", "'--join <PATH>' cannot be used with '--workers <N>'"),
             ("run", "QEMU"),
             ("ctl add-forward 80", "such as tcp:127.0.0.1:10022-:22"),
         ] {
             let why = config(options).expect_err(options);
             assert!(why.contains(words) && !why.contains('\n'), "{options}: {why:?}");
         }
+    }
+
+    #[test]
+    fn no_unknown_option_is_proposed_as_a_program() {
+        assert_eq!(
+            parse("usernet run --queues 2 -- qemu").unwrap_err(),
+            "unexpected argument '--queues' found (usernet --help tells more)"
+        );
     }
 
     #[test]

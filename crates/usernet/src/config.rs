@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
-use crate::{ForwardRule, Net6};
+use crate::{ForwardRule, IPV6_MIN_MTU, Net6};
 
 /// The configuration of a network. The default is QEMU's: 10.0.2.0/24, gateway .2, DNS .3, DHCP from
 /// .15 on; and fd00::/64 beside it.
@@ -20,7 +20,7 @@ pub struct Config {
     pub dns: Ipv4Addr,
     /// Whether guests have IPv4.
     pub ipv4: bool,
-    /// The IPv6 network; none: guests have no IPv6.
+    /// The IPv6 network; none: guests have no IPv6. It needs an MTU of [`IPV6_MIN_MTU`].
     pub net6: Option<Net6>,
     /// Where DNS queries go; empty: where the host's `/etc/resolv.conf` says, followed as it changes.
     pub dns_upstreams: Vec<SocketAddr>,
@@ -33,7 +33,8 @@ pub struct Config {
     /// The domains that DHCP tells guests to search. Their names take 255 bytes at most on the wire:
     /// what one DHCP option holds.
     pub dns_search: Vec<String>,
-    /// The MTU of guests' interfaces in bytes, told by DHCP: 576 to 65,520.
+    /// The MTU of guests' interfaces in bytes, told by DHCP and router advertisements: 576 to 65,520, and
+    /// 1,280 or more while `net6` is there, as it is by default.
     pub mtu: u16,
     /// Whether guests may reach the host's own loopback through the gateway's address, and the
     /// host's own addresses at all.
@@ -180,26 +181,39 @@ impl Config {
 
     fn validate_forward(&self, rule: &ForwardRule) -> Result<(), ConfigError> {
         check(rule.guest_port != 0, || format!("{rule} has no guest port: choose one from 1 to 65535"))?;
-        let net6 = self.net6.as_ref();
-        let (fits, nets) = match rule.guest_addr {
-            None => return Ok(()),
-            Some(IpAddr::V4(guest)) => (
-                self.ipv4 && self.has_host(guest) && guest != self.gateway && guest != self.dns,
-                format!(
-                    "{}/{} can have: choose another, such as {}",
-                    self.net, self.prefix_len, self.dhcp_start
-                ),
-            ),
-            Some(IpAddr::V6(guest)) => (
-                net6.is_some_and(|net| net.has_guest(guest)),
-                net6.map_or("a network without IPv6 can have: choose an IPv4 address".to_owned(), |net| {
-                    let Net6 { prefix, prefix_len, dhcp_start, .. } = net;
-                    format!("{prefix}/{prefix_len} can have: choose another, such as {dhcp_start}")
-                }),
-            ),
+        let Some(guest) = rule.guest_addr else { return Ok(()) };
+        let fits = match guest {
+            IpAddr::V4(guest) => {
+                self.ipv4 && self.has_host(guest) && guest != self.gateway && guest != self.dns
+            }
+            IpAddr::V6(guest) => self.net6.as_ref().is_some_and(|net| net.has_guest(guest)),
         };
-        let guest = rule.guest_addr.map(|guest| guest.to_string()).unwrap_or_default();
-        check(fits, || format!("{rule} forwards to {guest}, which no guest on {nets}"))
+        check(fits, || {
+            let (nets, way_out) = self.forwards_to(guest.is_ipv4());
+            format!("{rule} forwards to {guest}, which no guest on {nets} can have: choose {way_out}")
+        })
+    }
+
+    /// The network that guests of one kind of IP are on, and what a forward to them may name.
+    fn forwards_to(&self, ipv4: bool) -> (String, String) {
+        let Self { net, prefix_len, dhcp_start, mtu, .. } = self;
+        match &self.net6 {
+            _ if ipv4 && self.ipv4 => {
+                (format!("{net}/{prefix_len}"), format!("another, such as {dhcp_start}"))
+            }
+            _ if ipv4 => (
+                "a network without IPv4".into(),
+                format!("an IPv6 address, such as {}", self.default_guest()),
+            ),
+            Some(Net6 { prefix, prefix_len, dhcp_start, .. }) => {
+                (format!("{prefix}/{prefix_len}"), format!("another, such as {dhcp_start}"))
+            }
+            None if *mtu < IPV6_MIN_MTU => (
+                format!("a network without IPv6, for which an MTU of {mtu} bytes is too small,"),
+                format!("an IPv4 address, or an MTU of {IPV6_MIN_MTU} or more"),
+            ),
+            None => ("a network without IPv6".into(), "an IPv4 address".into()),
+        }
     }
 
     /// The guest that a forward without one goes to: the one with the first leased address.
@@ -305,6 +319,19 @@ mod tests {
         refused("0.0.0.0:53", |c| c.dns_upstreams = vec!["0.0.0.0:53".parse().unwrap()]);
         refused("10.0.2.2", |c| c.forwards = vec!["tcp::1-10.0.2.2:1".parse().unwrap()]);
         refused("10.9.9.9", |c| c.forwards = vec!["tcp::1-10.9.9.9:1".parse().unwrap()]);
+        refused("such as 10.0.2.15", |c| c.forwards = vec!["tcp::1-10.9.9.9:1".parse().unwrap()]);
+        refused("without IPv4 can have: choose an IPv6 address, such as fd00::15", |c| {
+            (c.ipv4, c.forwards) = (false, vec!["tcp::1-10.0.2.15:1".parse().unwrap()]);
+        });
+        refused("fd00::/64 can have: choose another, such as fd00::15", |c| {
+            c.forwards = vec!["tcp::1-[fd01::15]:1".parse().unwrap()];
+        });
+        refused("without IPv6 can have: choose an IPv4 address", |c| {
+            (c.net6, c.forwards) = (None, vec!["tcp::1-[fd00::15]:1".parse().unwrap()]);
+        });
+        refused("an MTU of 1000 bytes is too small", |c| {
+            (c.net6, c.mtu, c.forwards) = (None, 1000, vec!["tcp::1-[fd00::15]:1".parse().unwrap()]);
+        });
     }
 
     #[test]

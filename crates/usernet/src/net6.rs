@@ -49,7 +49,7 @@ impl Net6 {
         let Self { prefix, prefix_len, gateway, dns, dhcp_start } = self;
         check((8..=112).contains(prefix_len), || {
             format!(
-                "an IPv6 prefix of {prefix_len} bits is out of range: choose one from 8 to 112, such as {prefix}/64"
+                "an IPv6 prefix of {prefix_len} bits is out of range: choose one from 8 to 112, such as fd00::/64"
             )
         })?;
         let defaults = Self::for_prefix(*prefix, *prefix_len);
@@ -108,7 +108,7 @@ mod tests {
             assert!(why.contains(words) && !why.contains('\n'), "{why}");
         };
         refused("8 to 112", 1500, |net| net.prefix_len = 113);
-        refused("8 to 112", 1500, |net| net.prefix_len = 0);
+        refused("such as fd00::/64", 1500, |net| *net = Net6::for_prefix(net.prefix, 0));
         refused("write fd00::/64", 1500, |net| net.prefix = "fd00::1".parse().unwrap());
         refused("a private network", 1500, |net| *net = Net6::for_prefix("fe80::".parse().unwrap(), 64));
         refused("a private network", 1500, |net| *net = Net6::for_prefix("ff02::".parse().unwrap(), 64));

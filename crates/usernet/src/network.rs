@@ -42,7 +42,7 @@ pub enum Error {
     Forward(String),
     /// A guest has more queues than the network has workers.
     #[error(
-        "a guest with {queues} queues needs as many workers, and there are {workers}: set more (--workers {queues}), or give it fewer queues"
+        "a guest with {queues} queues needs as many workers, and there are {workers}: start the network with more workers, or use fewer queues"
     )]
     TooManyQueues {
         /// The guest's queues.
