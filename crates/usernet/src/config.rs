@@ -179,7 +179,8 @@ impl Config {
         })
     }
 
-    fn validate_forward(&self, rule: &ForwardRule) -> Result<(), ConfigError> {
+    /// Checks that a forward fits the network.
+    pub(crate) fn validate_forward(&self, rule: &ForwardRule) -> Result<(), ConfigError> {
         check(rule.guest_port != 0, || format!("{rule} has no guest port: choose one from 1 to 65535"))?;
         let Some(guest) = rule.guest_addr else { return Ok(()) };
         let fits = match guest {

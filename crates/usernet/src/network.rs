@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -14,18 +15,16 @@ use usernet_core::network as core;
 use usernet_core::port::{PortId, WorkerId};
 use usernet_core::{dhcp, dhcp6};
 use usernet_dns::Resolver;
-use usernet_host::epoll::{Poll, Waker};
+use usernet_host::epoll::Poll;
 use usernet_link::Link;
 
 use crate::capture::Capture;
 use crate::roster::Roster;
-use crate::worker::{Command, Commands, Listener, Parts, Worker};
+use crate::worker::{Command, Commands, Listener, Parts, Worker, mail};
 use crate::{
     Config, ConfigError, DropInfo, FlowInfo, ForwardInfo, ForwardRule, GuestConfig, LeaseInfo, PortInfo,
 };
 
-/// Commands on their way to a worker; who has more waits.
-const COMMANDS: usize = 1024;
 /// The worker that has the forwards.
 const FIRST: usize = 0;
 /// How often the host's own addresses are looked at, where guests may not reach them.
@@ -40,6 +39,9 @@ pub enum Error {
     /// A forwarded port could not be had. The text names the rule, the reason and the way out.
     #[error("{0}")]
     Forward(String),
+    /// A guest has no queue at all.
+    #[error("a guest has at least one queue: give it one link or more")]
+    NoQueues,
     /// A guest has more queues than the network has workers.
     #[error(
         "a guest with {queues} queues needs as many workers, and there are {workers}: start the network with more workers, or use fewer queues"
@@ -90,6 +92,8 @@ pub struct Handle {
     roster: Arc<Roster>,
     runtime: runtime::Handle,
     guest: GuestConfig,
+    config: Arc<Config>,
+    next_forward: Arc<AtomicU32>,
     /// Whether a worker has ended.
     ended: watch::Receiver<bool>,
 }
@@ -101,6 +105,7 @@ impl Network {
     /// The configuration does not fit together, or something that it names cannot be had.
     pub fn start(config: Config) -> Result<Self, Error> {
         config.validate()?;
+        let config = Arc::new(config);
         let descriptors = usernet_host::limits::raise_descriptor_limit();
         if let Err(forbidden) = usernet_host::ping::ping_allowed() {
             tracing::warn!("{forbidden}");
@@ -133,15 +138,15 @@ impl Network {
         let workers = config.workers.map_or_else(default_workers, |workers| workers.get());
         let mut inboxes = Vec::new();
         for _ in 0..workers {
-            let (commands, inbox) = sync_channel(COMMANDS);
-            let waker = Waker::new().map_err(Error::io("cannot make an eventfd"))?;
-            inboxes.push((Commands { commands, waker }, inbox));
+            inboxes.push(mail().map_err(Error::io("cannot make an eventfd"))?);
         }
         let handle = Handle {
             workers: inboxes.iter().map(|(commands, _)| commands.clone()).collect(),
             roster: Arc::new(Roster::new(workers.into())),
             runtime,
             guest: guest_config(&config),
+            config: Arc::clone(&config),
+            next_forward: Arc::new(AtomicU32::new(1)),
             ended,
         };
         let mut network = Self {
@@ -157,12 +162,12 @@ impl Network {
             1 => vec![core::Network::new(core)],
             many => core::Network::split(&core, many),
         };
-        for ((id, core), (commands, inbox)) in (0..).map(WorkerId).zip(cores).zip(inboxes) {
+        for ((id, core), (commands, mail)) in (0..).map(WorkerId).zip(cores).zip(inboxes) {
             let worker = Worker::new(Parts {
                 core,
                 poll: Poll::new().map_err(Error::io("cannot make an epoll instance"))?,
                 waker: commands.waker,
-                commands: inbox,
+                mail,
                 id,
                 workers: Arc::clone(&handle.workers),
                 roster: Arc::clone(&handle.roster),
@@ -330,9 +335,12 @@ impl Handle {
     /// its port.
     ///
     /// # Errors
-    /// There are more queues than workers, a link cannot be polled, or the network has been shut down.
+    /// There is no queue, or more than workers; the guest goes before all are plugged in; a link cannot be polled, or the network has been shut down.
     pub fn attach_queues(&self, links: Vec<Link>, name: &str) -> Result<u32, Error> {
         let queues = links.len();
+        if queues == 0 {
+            return Err(Error::NoQueues);
+        }
         let (port, workers) = self
             .roster
             .add(queues)
@@ -392,20 +400,33 @@ impl Handle {
     /// Forwards a host port to a guest.
     ///
     /// # Errors
-    /// The port cannot be had: the text names the rule, the reason and the way out.
+    /// The rule does not fit the network, or the port cannot be had: the text names the rule, the reason and the way out.
     pub fn add_forward(&self, rule: &ForwardRule) -> Result<ForwardInfo, Error> {
+        self.config.validate_forward(rule)?;
         self.add_listener(rule.clone(), Listener::bind(rule)?)
     }
 
     fn add_listener(&self, rule: ForwardRule, listener: Listener) -> Result<ForwardInfo, Error> {
-        let replies_by = listener.replies_by();
-        let info = self.ask(FIRST, |reply| Command::AddForward { rule, listener, reply })??;
+        let id = self.next_forward.fetch_add(1, Ordering::Relaxed);
+        // Before the first datagram may come, and before anybody can learn the number and remove it.
         for worker in 1..self.workers.len() {
-            if let Some(end) = &replies_by {
-                self.send(worker, Command::ShareForward { id: info.id, end: Arc::clone(end) });
+            if let Some(end) = listener.replies_by() {
+                self.send(worker, Command::ShareForward { id, end });
             }
         }
-        Ok(info)
+        let added = self.ask(FIRST, |reply| Command::AddForward { id, rule, listener, reply }).flatten();
+        if added.is_err() {
+            self.unshare_forward(id)?;
+        }
+        added
+    }
+
+    /// Has the workers that do not have the forward itself forget it.
+    fn unshare_forward(&self, id: u32) -> Result<(), Error> {
+        for worker in (0..self.workers.len()).filter(|worker| *worker != FIRST) {
+            self.ask(worker, |reply| Command::RemoveForward { id, reply })?;
+        }
+        Ok(())
     }
 
     /// Ends a forward; connections that it accepted go on.
@@ -413,10 +434,11 @@ impl Handle {
     /// # Errors
     /// There is no such forward.
     pub fn remove_forward(&self, id: u32) -> Result<(), Error> {
-        let there = self.ask_all(|reply| Command::RemoveForward { id, reply })?;
-        there.contains(&true).then_some(()).ok_or_else(|| {
-            Error::NotFound(format!("there is no forward {id}; `usernet ctl forwards` lists them"))
-        })
+        if !self.ask(FIRST, |reply| Command::RemoveForward { id, reply })? {
+            let why = format!("there is no forward {id}; `usernet ctl forwards` lists them");
+            return Err(Error::NotFound(why));
+        }
+        self.unshare_forward(id)
     }
 
     /// The guests.

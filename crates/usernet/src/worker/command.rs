@@ -2,16 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TryRecvError, TrySendError};
+use std::sync::mpsc::SyncSender;
 
 use tokio::sync::oneshot;
-use usernet_core::datagrams::Datagrams;
 use usernet_core::network::DnsQuery;
-use usernet_core::offload::Offload;
 use usernet_core::port::PortId;
 use usernet_core::table::Endpoint;
 use usernet_core::wire::MacAddr;
-use usernet_host::epoll::Waker;
 use usernet_host::tcp::TcpEnd;
 use usernet_host::udp::UdpEnd;
 use usernet_link::Link;
@@ -47,6 +44,7 @@ pub(crate) enum Command {
         reply: Reply<Option<std::net::Ipv4Addr>>,
     },
     AddForward {
+        id: u32,
         rule: ForwardRule,
         listener: Listener,
         reply: Reply<Result<ForwardInfo, Error>>,
@@ -71,80 +69,20 @@ pub(crate) enum Command {
     },
     HostAddresses(Vec<IpAddr>),
     Shutdown,
-    /// From another worker: something for this one's guest or flow.
-    Handed(Handed),
-    /// From another worker: an address has been found.
-    Found(IpAddr),
-    /// From another worker: the resolver is to be told the names anew.
-    NamesChanged,
-}
-
-/// What one worker hands to another. What finds no room is lost, as on a wire, and counted.
-pub(crate) enum Handed {
-    /// A frame for a guest.
-    ToGuest { port: PortId, frame: Vec<u8>, offload: Offload },
-    /// A frame from a guest, for a flow.
-    FromGuest { port: PortId, frame: Vec<u8>, offload: Offload },
-    /// A connection for a guest.
-    Accepted { guest: Endpoint, peer: SocketAddr, end: Box<TcpEnd> },
-    /// Datagrams for a guest, which came to a forwarded port.
-    Forwarded {
-        forward: u32,
+    /// From another worker: a connection for a guest of this one.
+    Accepted {
         guest: Endpoint,
-        from: SocketAddr,
-        to: Option<IpAddr>,
-        datagrams: Datagrams,
-        payload: Vec<u8>,
+        peer: SocketAddr,
+        end: Box<TcpEnd>,
     },
 }
 
-/// Sends commands to a worker and wakes it.
-#[derive(Clone)]
-pub(crate) struct Commands {
-    pub(crate) commands: SyncSender<Command>,
-    pub(crate) waker: Waker,
-}
-
-impl Commands {
-    /// Returns whether the worker is there to hear it.
-    pub(crate) fn send(&self, command: Command) -> bool {
-        let sent = self.commands.send(command).is_ok();
-        self.waker.wake();
-        sent
-    }
-
-    /// The same, but gives the command back when there is no room for it.
-    pub(crate) fn try_send(&self, command: Command) -> Result<(), Command> {
-        let sent = self.commands.try_send(command);
-        self.waker.wake();
-        sent.map_err(|error| match error {
-            TrySendError::Full(command) | TrySendError::Disconnected(command) => command,
-        })
-    }
-}
-
 impl Worker {
-    pub(super) fn handle_commands(&mut self) {
-        loop {
-            match self.parts.commands.try_recv() {
-                Ok(command) => self.handle_command(command),
-                Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => {
-                    self.stop = true;
-                    return;
-                }
-            }
-        }
-    }
-
-    fn handle_command(&mut self, command: Command) {
+    pub(super) fn handle_command(&mut self, command: Command) {
         match command {
             Command::Attach { port, link, queues, name, reply } => {
                 let attached = self.attach(port, *link, queues, name);
-                answer(
-                    &reply,
-                    attached.map_err(|error| Error::Io { what: "cannot poll the link".into(), error }),
-                );
+                answer(&reply, attached);
             }
             Command::Detach { port, reason } => self.detach(port, &reason),
             Command::Watch { port, reply } => match self.ports.get_mut(&port) {
@@ -159,8 +97,8 @@ impl Worker {
                     .flatten();
                 answer(&reply, lease);
             }
-            Command::AddForward { rule, listener, reply } => {
-                let added = self.add_forward(&rule, listener);
+            Command::AddForward { id, rule, listener, reply } => {
+                let added = self.add_forward(id, &rule, listener);
                 let what = || format!("cannot poll the forward {rule}");
                 answer(&reply, added.map_err(|error| Error::Io { what: what(), error }));
             }
@@ -177,9 +115,7 @@ impl Worker {
             Command::DnsAnswer { query, answer } => self.parts.core.dns_answer(&query, answer.as_deref()),
             Command::HostAddresses(addrs) => self.parts.core.set_host_addrs(addrs),
             Command::Shutdown => self.stop = true,
-            Command::Handed(handed) => self.take_handed(handed),
-            Command::Found(addr) => self.parts.core.found(addr),
-            Command::NamesChanged => self.names_changed = true,
+            Command::Accepted { guest, peer, end } => self.take_accepted(guest, peer, *end),
         }
     }
 }

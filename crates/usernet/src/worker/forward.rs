@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use usernet_core::table::Endpoint;
@@ -13,7 +13,7 @@ use usernet_host::udp::UdpEnd;
 use super::{Worker, token};
 use crate::{Error, ForwardInfo, ForwardProtocol, ForwardRule};
 
-/// Connections that one forward may hand in before the others have their turn.
+/// Connections that one forward may hand in before the others have their turn, and errors.
 const BUDGET: usize = 64;
 /// Batches of datagrams that it may hand in.
 const BATCHES: usize = 4;
@@ -40,6 +40,13 @@ impl Listener {
         match self {
             Self::Tcp(_) => None,
             Self::Udp(end) => Some(Arc::clone(end)),
+        }
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Udp(end) => end.as_fd(),
         }
     }
 
@@ -95,14 +102,13 @@ pub(crate) struct Forward {
 }
 
 impl Worker {
-    pub(super) fn add_forward(&mut self, rule: &ForwardRule, listener: Listener) -> io::Result<ForwardInfo> {
-        let id = self.next_forward;
-        let fd = match &listener {
-            Listener::Tcp(listener) => listener.as_fd(),
-            Listener::Udp(end) => end.as_fd(),
-        };
-        self.parts.poll.add(fd, token::FORWARD | u64::from(id), Interest::Read)?;
-        self.next_forward += 1;
+    pub(super) fn add_forward(
+        &mut self,
+        id: u32,
+        rule: &ForwardRule,
+        listener: Listener,
+    ) -> io::Result<ForwardInfo> {
+        self.parts.poll.add(listener.as_fd(), token::FORWARD | u64::from(id), Interest::Read)?;
         let addr = rule.guest_addr.unwrap_or(self.parts.default_guest);
         let guest = Endpoint { addr, port: rule.guest_port };
         self.udp_forwards.extend(listener.replies_by().map(|end| (id, end)));
@@ -116,7 +122,10 @@ impl Worker {
     pub(super) fn remove_forward(&mut self, id: u32) -> bool {
         self.parts.core.remove_udp_forward(id);
         self.udp_forwards.remove(&id);
-        self.forwards.remove(&id).is_some()
+        let Some(forward) = self.forwards.remove(&id) else { return false };
+        // Other workers may hold the socket a little longer.
+        let _ = self.parts.poll.remove(forward.listener.as_fd());
+        true
     }
 
     pub(super) fn forward_infos(&self) -> Vec<ForwardInfo> {
@@ -137,7 +146,11 @@ impl Worker {
         if event.error()
             && let Listener::Udp(end) = &forward.listener
         {
-            while end.take_error(&mut []).is_some() {}
+            for _ in 0..BUDGET {
+                if end.take_error(&mut []).is_none() {
+                    break;
+                }
+            }
         }
         if !std::mem::replace(&mut forward.ready, true) {
             self.ready_forwards.push_back(id);

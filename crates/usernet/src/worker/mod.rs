@@ -11,6 +11,7 @@ mod command;
 mod datagram;
 mod forward;
 mod inspect;
+mod mail;
 mod peers;
 mod port;
 mod stream;
@@ -19,7 +20,6 @@ mod wait;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tokio::runtime;
@@ -34,9 +34,10 @@ use usernet_host::udp::UdpEnd;
 
 use crate::capture::Capture;
 use crate::roster::Roster;
-pub(crate) use command::{Command, Commands};
+pub(crate) use command::Command;
 use datagram::{PingSlot, UdpSlot};
 pub(crate) use forward::{Forward, Listener};
+pub(crate) use mail::{Commands, Mail, mail};
 use port::Port;
 use stream::TcpSlot;
 use wait::Wait;
@@ -63,7 +64,7 @@ pub(crate) struct Parts {
     pub(crate) core: Network,
     pub(crate) poll: Poll,
     pub(crate) waker: Waker,
-    pub(crate) commands: Receiver<Command>,
+    pub(crate) mail: Mail,
     pub(crate) id: WorkerId,
     /// All workers, by their numbers.
     pub(crate) workers: Arc<[Commands]>,
@@ -86,7 +87,6 @@ pub(crate) struct Worker {
     inbox: Inbox,
     /// The forwards, all with the first worker.
     forwards: BTreeMap<u32, Forward>,
-    next_forward: u32,
     /// The sockets by which replies of UDP forwards leave, at every worker.
     udp_forwards: BTreeMap<u32, Arc<UdpEnd>>,
     /// Links with frames that were not read yet.
@@ -103,6 +103,8 @@ pub(crate) struct Worker {
     /// Frames that links which went had dropped.
     link_drops: u64,
     names_changed: bool,
+    /// Something that was sent was not taken in yet.
+    mail_waits: bool,
     wait: Wait,
     stop: bool,
 }
@@ -119,7 +121,6 @@ impl Worker {
             ping: Vec::new(),
             inbox: Inbox::new(),
             forwards: BTreeMap::new(),
-            next_forward: 1,
             udp_forwards: BTreeMap::new(),
             ready_links: VecDeque::new(),
             unflushed_links: Vec::new(),
@@ -129,6 +130,7 @@ impl Worker {
             unpark_at: None,
             link_drops: 0,
             names_changed: false,
+            mail_waits: false,
             wait: Wait::default(),
             stop: false,
         })
@@ -156,6 +158,10 @@ impl Worker {
         for event in events.iter() {
             self.handle_event(event);
         }
+        self.read_mail();
+        if self.stop {
+            return Ok(());
+        }
         self.read_links();
         self.read_flows();
         self.read_forwards();
@@ -175,7 +181,7 @@ impl Worker {
 
     fn timeout(&self) -> Option<Duration> {
         let busy = [self.ready_links.len(), self.ready_flows.len(), self.ready_forwards.len()];
-        if busy.iter().any(|len| *len > 0) {
+        if self.mail_waits || busy.iter().any(|len| *len > 0) {
             return Some(Duration::ZERO);
         }
         let next = [self.parts.core.poll_timeout(), self.unpark_at].into_iter().flatten().min()?;
@@ -195,7 +201,7 @@ impl Worker {
             token::RX => self.link_readable(PortId(number)),
             token::TX => self.link_writable(PortId(number)),
             token::FORWARD => self.forward_ready(number, event),
-            _ => self.handle_commands(),
+            _ => self.mail_waits = true,
         }
     }
 
@@ -261,7 +267,9 @@ impl Worker {
             return;
         }
         if self.parts.id != WorkerId(0) {
-            self.names_changed = !self.post(WorkerId(0), Command::NamesChanged);
+            if let Some(first) = self.parts.workers.first() {
+                first.names_changed();
+            }
             return;
         }
         let core = &mut self.parts.core;

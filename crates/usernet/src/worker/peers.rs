@@ -14,26 +14,24 @@ use usernet_host::inbox::Batch;
 use usernet_host::tcp::TcpEnd;
 use usernet_link::{LinkError, LinkRx};
 
-use super::command::Handed;
+use super::mail::Handed;
 use super::{Command, Worker};
 
 impl Worker {
-    /// Tells another worker something, if it has room; a worker never waits for another.
-    pub(super) fn post(&self, to: WorkerId, command: Command) -> bool {
-        self.parts.workers.get(usize::from(to.0)).is_some_and(|worker| worker.try_send(command).is_ok())
-    }
-
-    /// Tells another worker what must not be lost: the control thread waits for room in our place.
+    /// Tells another worker what must not be lost.
     pub(super) fn tell(&self, to: usize, command: Command) {
-        let Some(worker) = self.parts.workers.get(to).cloned() else { return };
-        if let Err(command) = worker.try_send(command) {
-            self.parts.runtime.spawn(async move { worker.send(command) });
-        }
+        // One that is there no more has nothing left to do.
+        let _ = self.parts.workers.get(to).is_some_and(|worker| worker.send(command));
     }
 
-    /// Hands something of `port` to another worker.
-    fn hand(&mut self, port: PortId, to: WorkerId, handed: Handed) {
-        if !self.post(to, Command::Handed(handed)) {
+    /// Hands something to another worker, if it has room; a worker never waits for another.
+    fn hand(&self, to: WorkerId, handed: Handed) -> bool {
+        self.parts.workers.get(usize::from(to.0)).is_some_and(|worker| worker.hand(handed))
+    }
+
+    /// Hands a frame to or from the guest on `port` to another worker.
+    fn hand_frame(&mut self, port: PortId, to: WorkerId, handed: Handed) {
+        if !self.hand(to, handed) {
             self.parts.core.count_drop(port, DropReason::WorkerBusy);
         }
     }
@@ -42,7 +40,7 @@ impl Worker {
     pub(super) fn send_elsewhere(&mut self, port: PortId, frame: &[IoSlice<'_>], offload: Offload) {
         let Some(to) = self.parts.core.home(port).filter(|home| *home != self.parts.id) else { return };
         let frame = frame.iter().flat_map(|part| part.iter().copied()).collect();
-        self.hand(port, to, Handed::ToGuest { port, frame, offload });
+        self.hand_frame(port, to, Handed::ToGuest { port, frame, offload });
     }
 
     /// Hands a frame from a guest to the worker that has its flow.
@@ -50,7 +48,7 @@ impl Worker {
         let mut frame = vec![0; rx.frame_len(index)];
         rx.copy_to(index, 0, &mut frame);
         let offload = rx.offload(index);
-        self.hand(port, to, Handed::FromGuest { port, frame, offload });
+        self.hand_frame(port, to, Handed::FromGuest { port, frame, offload });
     }
 
     /// Begins the flow of a connection that was accepted on the host, here or where its guest is.
@@ -64,13 +62,8 @@ impl Worker {
         }
     }
 
-    fn hand_accepted(&mut self, to: WorkerId, guest: Endpoint, peer: SocketAddr, end: TcpEnd) {
-        let Some(worker) = self.parts.workers.get(usize::from(to.0)) else { return end.reset() };
-        let handed = Handed::Accepted { guest, peer, end: Box::new(end) };
-        if let Err(Command::Handed(Handed::Accepted { end, .. })) = worker.try_send(Command::Handed(handed)) {
-            end.reset();
-            self.parts.core.count_lost(DropReason::WorkerBusy);
-        }
+    fn hand_accepted(&self, to: WorkerId, guest: Endpoint, peer: SocketAddr, end: TcpEnd) {
+        self.tell(to.0.into(), Command::Accepted { guest, peer, end: Box::new(end) });
     }
 
     /// A flow's guest was found at another worker.
@@ -89,7 +82,7 @@ impl Worker {
         if let Some(worker) = self.parts.core.elsewhere(guest.addr) {
             let payload = self.inbox.payload(batch).flat_map(|part| part.to_vec()).collect();
             let handed = Handed::Forwarded { forward, guest, from, to, datagrams, payload };
-            if !self.post(worker, Command::Handed(handed)) {
+            if !self.hand(worker, handed) {
                 self.parts.core.count_lost(DropReason::WorkerBusy);
             }
             return;
@@ -100,8 +93,12 @@ impl Worker {
         }
     }
 
-    /// Takes what another worker has handed over.
-    pub(super) fn take_handed(&mut self, handed: Handed) {
+    /// Takes what another worker has handed over, at the expense of `budget`.
+    pub(super) fn take_handed(&mut self, handed: Handed, budget: &mut usize) {
+        // A frame from a guest is counted where it is looked at.
+        if !matches!(handed, Handed::FromGuest { .. }) {
+            *budget = budget.saturating_sub(1);
+        }
         match handed {
             Handed::ToGuest { port, frame, offload } => {
                 if self.ports.contains_key(&port) {
@@ -110,18 +107,20 @@ impl Worker {
             }
             Handed::FromGuest { port, frame, offload } => {
                 let waker = self.parts.waker.clone();
-                self.handle_batch(port, &Stray { frame, offload, waker }, 1);
+                self.handle_batch(port, &Stray { frame, offload, waker }, &mut (0..1), budget);
                 self.drain_outputs();
             }
-            Handed::Accepted { guest, peer, end } => self.take_accepted(guest, peer, *end),
             Handed::Forwarded { forward, guest, from, to, datagrams, payload } => {
                 let core = &mut self.parts.core;
-                if let Ok((port, headers)) =
-                    core.udp_from_forward(forward, guest, from, to, datagrams, self.now)
+                // The forward may have been removed meanwhile.
+                if self.udp_forwards.contains_key(&forward)
+                    && let Ok((port, headers)) =
+                        core.udp_from_forward(forward, guest, from, to, datagrams, self.now)
                 {
                     self.send(port, &[IoSlice::new(&headers), IoSlice::new(&payload)], headers.offload);
                 }
             }
+            Handed::Found(addr) => self.parts.core.found(addr),
         }
     }
 
@@ -129,7 +128,7 @@ impl Worker {
     pub(super) fn announce(&self, addr: IpAddr) {
         for worker in (0..self.parts.workers.len()).filter_map(|n| u16::try_from(n).ok()) {
             if worker != self.parts.id.0 {
-                self.post(WorkerId(worker), Command::Found(addr));
+                self.hand(WorkerId(worker), Handed::Found(addr));
             }
         }
     }

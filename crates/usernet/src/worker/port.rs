@@ -1,6 +1,7 @@
 //! Guests' links: reading batches of frames, and giving frames to guests.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 
 use tokio::sync::oneshot;
 use usernet_core::datagrams::Datagrams;
@@ -16,15 +17,18 @@ use usernet_link::{Link, LinkError, LinkRx, LinkTx, RxFrame};
 use super::datagram::Leaving;
 use super::stream::Gathered;
 use super::{Command, Worker, token};
-use crate::capture;
+use crate::{Error, capture};
 
 /// Batches that one link may hand in before the others have their turn.
 const BATCHES: usize = 4;
+/// Frames that it may, where each copy of one that goes to many counts: as many frames of 1,500 bytes as
+/// a stream link's batches hold, which could be ten thousand small ones.
+pub(super) const FRAMES: usize = 768;
 
 /// A guest's link.
 pub(crate) struct Port {
     /// Not there while a batch of it is being looked at.
-    rx: Option<Box<dyn LinkRx>>,
+    rx: Option<Rx>,
     tx: Box<dyn LinkTx>,
     pub(super) kind: &'static str,
     pub(super) name: String,
@@ -40,6 +44,13 @@ pub(crate) struct Port {
     pub(super) watchers: Vec<oneshot::Sender<String>>,
 }
 
+/// What comes from a guest.
+struct Rx {
+    link: Box<dyn LinkRx>,
+    /// The frames of the link's batch that wait for the next turn.
+    batch: Range<usize>,
+}
+
 impl Worker {
     /// Plugs in a guest's link, or one of its `queues`.
     pub(super) fn attach(
@@ -48,7 +59,13 @@ impl Worker {
         link: Link,
         queues: usize,
         name: String,
-    ) -> std::io::Result<()> {
+    ) -> Result<(), Error> {
+        // Another of its queues may have ended already. Who strikes it off from now on tells us after this.
+        if !self.parts.roster.of(port).contains(&usize::from(self.parts.id.0)) {
+            return Err(Error::NotFound(format!(
+                "the guest {name} has gone before all of its queues were plugged in"
+            )));
+        }
         let link = match &self.parts.capture {
             Some(capture) => {
                 let interface = format!("{} {name}", link.kind);
@@ -56,11 +73,13 @@ impl Worker {
             }
             None => link,
         };
-        self.parts.poll.add(link.rx.as_fd(), token::RX | u64::from(port.0), Interest::ReadLevel)?;
+        let token = token::RX | u64::from(port.0);
+        let added = self.parts.poll.add(link.rx.as_fd(), token, Interest::ReadLevel);
+        added.map_err(|error| Error::Io { what: "cannot poll the link".into(), error })?;
         self.parts.core.add_queue(port, queues);
         tracing::info!(%port, kind = link.kind, name, "guest attached");
         let port_entry = Port {
-            rx: Some(link.rx),
+            rx: Some(Rx { link: link.rx, batch: 0..0 }),
             tx: link.tx,
             kind: link.kind,
             name,
@@ -88,6 +107,13 @@ impl Worker {
         let Some(entry) = self.ports.remove(&port) else { return };
         tracing::info!(%port, kind = entry.kind, name = entry.name, reason, "guest detached");
         self.link_drops += entry.link_drops();
+        // Somebody else may hold the descriptors open, and so what was asked of the poll.
+        if let Some(rx) = &entry.rx {
+            let _ = self.parts.poll.remove(rx.link.as_fd());
+        }
+        if entry.full {
+            let _ = self.parts.poll.remove(entry.tx.as_fd());
+        }
         self.parts.core.remove_port(port);
         for watcher in entry.watchers {
             // Whoever asked may have stopped waiting.
@@ -133,8 +159,13 @@ impl Worker {
         for _ in 0..self.ready_links.len() {
             let Some(port) = self.ready_links.pop_front() else { break };
             let Some(mut rx) = self.ports.get_mut(&port).and_then(|entry| entry.rx.take()) else { continue };
-            let outcome = self.read_link(port, &mut *rx);
-            let Some(entry) = self.ports.get_mut(&port) else { continue };
+            let outcome = self.read_link(port, &mut rx);
+            let Some(entry) = self.ports.get_mut(&port) else {
+                // The guest went meanwhile, but for this half of its link.
+                self.link_drops += rx.link.dropped();
+                let _ = self.parts.poll.remove(rx.link.as_fd());
+                continue;
+            };
             entry.rx = Some(rx);
             match outcome {
                 Ok(true) => self.ready_links.push_back(port),
@@ -145,29 +176,47 @@ impl Worker {
     }
 
     /// Returns whether there may be more to read.
-    fn read_link(&mut self, port: PortId, rx: &mut dyn LinkRx) -> Result<bool, LinkError> {
+    fn read_link(&mut self, port: PortId, Rx { link, batch }: &mut Rx) -> Result<bool, LinkError> {
+        let mut budget = FRAMES;
         for _ in 0..BATCHES {
-            let Some(frames) = rx.receive()? else { return Ok(false) };
-            let bytes = (0..frames).map(|index| rx.frame_len(index)).sum();
-            self.wait.moved(bytes);
-            if let Some(entry) = self.ports.get_mut(&port) {
-                entry.rx_frames += frames as u64;
-                entry.rx_bytes += bytes as u64;
+            if Range::is_empty(batch) {
+                let Some(frames) = link.receive()? else { return Ok(false) };
+                let bytes = (0..frames).map(|index| link.frame_len(index)).sum();
+                self.wait.moved(bytes);
+                if let Some(entry) = self.ports.get_mut(&port) {
+                    entry.rx_frames += frames as u64;
+                    entry.rx_bytes += bytes as u64;
+                }
+                *batch = 0..frames;
             }
-            self.handle_batch(port, rx, frames);
+            self.handle_batch(port, &**link, batch, &mut budget);
             self.drain_outputs();
             if !self.ports.contains_key(&port) {
                 return Ok(false);
+            }
+            if budget == 0 {
+                break;
             }
         }
         Ok(true)
     }
 
-    pub(super) fn handle_batch(&mut self, port: PortId, rx: &dyn LinkRx, frames: usize) {
+    /// Takes frames off the front of a batch, until `budget` is used up or the guest has gone.
+    pub(super) fn handle_batch(
+        &mut self,
+        port: PortId,
+        rx: &dyn LinkRx,
+        batch: &mut Range<usize>,
+        budget: &mut usize,
+    ) {
         let mut gathered: Vec<Gathered<'_>> = Vec::new();
         let mut leaving = Leaving::default();
         let mut slices = Vec::new();
-        for index in 0..frames {
+        while *budget > 0
+            && self.ports.contains_key(&port)
+            && let Some(index) = batch.next()
+        {
+            *budget -= 1;
             let verdict = self.parts.core.handle_frame(port, &RxFrame { rx, index }, self.now);
             slices.clear();
             match verdict {
@@ -218,6 +267,7 @@ impl Worker {
                 Verdict::HandOver(worker) => self.hand_over(port, worker, rx, index),
                 Verdict::Flood(others) => {
                     rx.slices(index, 0..rx.frame_len(index), &mut slices);
+                    *budget = budget.saturating_sub(others.len());
                     for to in others {
                         self.send(to, &slices, rx.offload(index));
                     }
@@ -366,7 +416,7 @@ impl Port {
 
     /// Frames that the link itself has dropped: what a device would not take, or nobody could cut.
     pub(super) fn link_drops(&self) -> u64 {
-        self.rx.as_ref().map_or(0, |rx| rx.dropped()) + self.tx.dropped()
+        self.rx.as_ref().map_or(0, |rx| rx.link.dropped()) + self.tx.dropped()
     }
 
     /// Remembers a flow that waits for room.

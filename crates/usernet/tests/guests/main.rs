@@ -1,6 +1,7 @@
 //! Networks with real host sockets, and guests that are stacks of their own behind stream links.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what goes wrong in here ends a test")]
 
+mod bounds;
 mod guest;
 mod stall;
 mod workers;
