@@ -1,10 +1,11 @@
 //! A user network for virtual machines: the library that a VMM embeds.
 //!
-//! A [`Network`] is 10.0.2.0/24 (or what its [`Config`] says) with a gateway, a DNS server and a DHCP
-//! server, and it needs no privilege: guests reach the outside through ordinary sockets of this process.
-//! A guest is a [`link::Link`] that is attached to it (or several, its queues), any number of guests; what
-//! passes between a link and the host is done on one of the worker threads, and DNS on a control thread. The [`Handle`] answers from any
-//! thread: it attaches guests, adds and removes forwarded ports, and lists leases, flows and counters.
+//! A [`Network`] is 10.0.2.0/24 and fd00::/64 (or what its [`Config`] says) with a gateway, a DNS server
+//! and a DHCP server on either, and it needs no privilege: guests reach the outside through ordinary
+//! sockets of this process. A guest is a [`link::Link`] that is attached to it (or several, its queues), any
+//! number of guests; what passes between a link and the host is done on one of the worker threads, and DNS
+//! on a control thread. The [`Handle`] answers from any thread: it attaches guests, adds and removes
+//! forwarded ports, and lists leases, flows and counters.
 //!
 //! ```
 //! use std::os::unix::net::UnixStream;
