@@ -13,7 +13,9 @@
 //! Whichever goes, the other notices: the inner one by the signal that it asks for, the outer one by
 //! waiting for it.
 
+use std::fs;
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -26,7 +28,7 @@ use netlink_packet_route::link::LinkAttribute;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use usernet::link::tap::TapLink;
-use usernet::{GuestConfig, Network};
+use usernet::{GuestAddress, GuestConfig, Network};
 
 use crate::args::{ControlPath, ExecArgs, ExecGuestArgs};
 use crate::handover::{self, Answer, Offer};
@@ -39,7 +41,7 @@ const DONE: [u8; 1] = [b'.'];
 
 /// The network that the guest is plugged in to, and what keeps it there.
 enum Home {
-    Own(Network),
+    Own(Box<Network>),
     Joined(UnixStream),
 }
 
@@ -51,7 +53,7 @@ pub(crate) fn run(args: &ExecArgs) -> Result<ExitCode> {
     let (stream, mut child) = start_inner(args)?;
 
     let home = match &args.join {
-        None => Home::Own(Network::start(config)?),
+        None => Home::Own(Box::new(Network::start(config)?)),
         Some(ControlPath(path)) => Home::Joined(UnixStream::connect(path).with_context(|| {
             format!("no daemon answers at {} (start one with `usernet --control unix:PATH`)", path.display())
         })?),
@@ -159,8 +161,33 @@ fn configure(interface: &str, mac: [u8; 6], lease: &GuestConfig) -> io::Result<(
     let netlink = Netlink::open()?;
     netlink.set_up(netlink.index_of("lo")?, Vec::new())?;
     let tap = netlink.index_of(interface)?;
+    leave_ipv6_to_us(interface, lease.ipv6.is_some());
     let attributes = vec![LinkAttribute::Address(mac.to_vec()), LinkAttribute::Mtu(lease.mtu.into())];
     netlink.set_up(tap, attributes)?;
-    netlink.add_address(tap, lease.address, lease.prefix_len)?;
-    netlink.add_default_route(lease.gateway)
+    if let Some(at) = lease.ipv4 {
+        place(&netlink, tap, at)?;
+    }
+    match lease.ipv6.map_or(Ok(()), |at| place(&netlink, tap, at)) {
+        // Not every kernel has IPv6.
+        Err(error) if lease.ipv4.is_some() => {
+            eprintln!("usernet: warning: the guest has no IPv6 (`--ipv4-only` does without): {error}");
+            Ok(())
+        }
+        placed => placed,
+    }
+}
+
+fn place<A: Into<IpAddr>>(netlink: &Netlink, interface: u32, at: GuestAddress<A>) -> io::Result<()> {
+    netlink.add_address(interface, at.address.into(), at.prefix_len)?;
+    netlink.add_default_route(at.gateway.into())
+}
+
+/// Keeps the kernel from making the interface addresses and routes beside those of the lease, and from
+/// looking for others that have its link-local address.
+fn leave_ipv6_to_us(interface: &str, on: bool) {
+    let settings = [("disable_ipv6", if on { "0" } else { "1" }), ("accept_ra", "0"), ("accept_dad", "0")];
+    for (name, value) in settings {
+        // Where it cannot be had, all that the lease says holds still.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{name}"), value);
+    }
 }

@@ -132,7 +132,8 @@ fn resolv_conf(guest: &GuestConfig) -> String {
         [] => String::new(),
         domains => format!("search {}\n", domains.join(" ")),
     };
-    format!("nameserver {}\n{search}", guest.dns)
+    let servers: String = guest.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+    servers + &search
 }
 
 #[cfg(test)]
@@ -142,16 +143,17 @@ mod tests {
     #[test]
     fn resolv_conf_has_what_the_lease_says() {
         let mut guest = GuestConfig {
-            address: [10, 0, 2, 15].into(),
-            prefix_len: 24,
-            gateway: [10, 0, 2, 2].into(),
-            dns: "10.0.2.3".parse().unwrap(),
+            ipv4: None,
+            ipv6: None,
+            dns: vec!["10.0.2.3".parse().unwrap()],
             mtu: 1500,
             search: Vec::new(),
         };
         assert_eq!(resolv_conf(&guest), "nameserver 10.0.2.3\n");
         guest.search = vec!["a.example".into(), "b.example".into()];
-        assert_eq!(resolv_conf(&guest), "nameserver 10.0.2.3\nsearch a.example b.example\n");
+        guest.dns.push("fd00::3".parse().unwrap());
+        let both = "nameserver 10.0.2.3\nnameserver fd00::3\nsearch a.example b.example\n";
+        assert_eq!(resolv_conf(&guest), both);
     }
 
     #[test]

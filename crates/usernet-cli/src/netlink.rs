@@ -7,7 +7,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -42,30 +42,39 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// Gives an interface an address in a network of `prefix_len` bits.
-    pub(crate) fn add_address(&self, index: u32, address: Ipv4Addr, prefix_len: u8) -> io::Result<()> {
-        let broadcast = address | Ipv4Addr::from(u32::MAX.checked_shr(prefix_len.into()).unwrap_or(0));
+    /// Gives an interface an address in a network of `prefix_len` bits, to be used at once: whether
+    /// another has it too is not looked into.
+    pub(crate) fn add_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> io::Result<()> {
         let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = family(address);
         message.header.prefix_len = prefix_len;
         message.header.index = index;
         message.attributes = vec![
-            AddressAttribute::Local(IpAddr::V4(address)),
-            AddressAttribute::Address(IpAddr::V4(address)),
-            AddressAttribute::Broadcast(broadcast),
+            AddressAttribute::Local(address),
+            AddressAttribute::Address(address),
+            match address {
+                IpAddr::V4(address) => {
+                    let hosts = Ipv4Addr::from(u32::MAX.checked_shr(prefix_len.into()).unwrap_or(0));
+                    AddressAttribute::Broadcast(address | hosts)
+                }
+                IpAddr::V6(_) => AddressAttribute::Flags(AddressFlags::Nodad),
+            },
         ];
         self.ask(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Makes `gateway` the way to everywhere else.
-    pub(crate) fn add_default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
+    pub(crate) fn add_default_route(&self, gateway: IpAddr) -> io::Result<()> {
         let mut route = RouteMessage::default();
-        route.header.address_family = AddressFamily::Inet;
+        route.header.address_family = family(gateway);
         route.header.table = RouteHeader::RT_TABLE_MAIN;
         route.header.protocol = RouteProtocol::Dhcp;
         route.header.scope = RouteScope::Universe;
         route.header.kind = RouteType::Unicast;
-        route.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
+        route.attributes = vec![RouteAttribute::Gateway(match gateway {
+            IpAddr::V4(gateway) => RouteAddress::Inet(gateway),
+            IpAddr::V6(gateway) => RouteAddress::Inet6(gateway),
+        })];
         self.ask(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL)
     }
 
@@ -88,4 +97,8 @@ impl Netlink {
             }
         }
     }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }

@@ -1,6 +1,6 @@
 //! What a network tells about itself. All of it serialises, for APIs and tables.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -101,16 +101,25 @@ pub struct DropInfo {
 /// What a guest needs to know to configure its interface by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestConfig {
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// The length of the network's prefix in bits.
-    pub prefix_len: u8,
-    /// The gateway.
-    pub gateway: Ipv4Addr,
-    /// The DNS server.
-    pub dns: IpAddr,
+    /// Its place on the IPv4 network; none where that is off.
+    pub ipv4: Option<GuestAddress<Ipv4Addr>>,
+    /// Its place on the IPv6 network; none where that is off.
+    pub ipv6: Option<GuestAddress<Ipv6Addr>>,
+    /// The DNS servers, one of each kind of IP that is on.
+    pub dns: Vec<IpAddr>,
     /// The MTU in bytes.
     pub mtu: u16,
     /// The domains to search.
     pub search: Vec<String>,
+}
+
+/// A guest's address of one kind of IP, and the way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestAddress<A> {
+    /// The guest's address.
+    pub address: A,
+    /// The length of the network's prefix in bits.
+    pub prefix_len: u8,
+    /// The gateway, an address of the same network.
+    pub gateway: A,
 }

@@ -49,7 +49,7 @@ mod worker;
 
 pub use config::{Config, ConfigError};
 pub use forward::{ForwardProtocol, ForwardRule, ParseForwardError};
-pub use info::{DropInfo, FlowInfo, ForwardInfo, GuestConfig, LeaseInfo, PortInfo};
+pub use info::{DropInfo, FlowInfo, ForwardInfo, GuestAddress, GuestConfig, LeaseInfo, PortInfo};
 pub use net6::{IPV6_MIN_MTU, Net6};
 pub use network::{Error, Handle, Network};
 pub use usernet_link as link;

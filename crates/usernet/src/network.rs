@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -22,7 +22,8 @@ use crate::capture::Capture;
 use crate::roster::Roster;
 use crate::worker::{Command, Commands, Listener, Parts, Worker, mail};
 use crate::{
-    Config, ConfigError, DropInfo, FlowInfo, ForwardInfo, ForwardRule, GuestConfig, LeaseInfo, PortInfo,
+    Config, ConfigError, DropInfo, FlowInfo, ForwardInfo, ForwardRule, GuestAddress, GuestConfig, LeaseInfo,
+    Net6, PortInfo,
 };
 
 /// The worker that has the forwards.
@@ -91,7 +92,6 @@ pub struct Handle {
     workers: Arc<[Commands]>,
     roster: Arc<Roster>,
     runtime: runtime::Handle,
-    guest: GuestConfig,
     config: Arc<Config>,
     next_forward: Arc<AtomicU32>,
     /// Whether a worker has ended.
@@ -144,7 +144,6 @@ impl Network {
             workers: inboxes.iter().map(|(commands, _)| commands.clone()).collect(),
             roster: Arc::new(Roster::new(workers.into())),
             runtime,
-            guest: guest_config(&config),
             config: Arc::clone(&config),
             next_forward: Arc::new(AtomicU32::new(1)),
             ended,
@@ -298,16 +297,19 @@ fn core_config(config: &Config, descriptors: u64) -> Result<core::Config, Error>
     })
 }
 
-fn guest_config(config: &Config) -> GuestConfig {
+fn guest_config(config: &Config, (v4, v6): (Option<Ipv4Addr>, Option<Ipv6Addr>)) -> GuestConfig {
+    let Config { prefix_len, gateway, .. } = *config;
+    let net6 = config.net6.as_ref();
+    let dns = config.ipv4.then_some(config.dns.into());
     let search = config.dns_search.iter().chain(config.domain.as_ref());
     GuestConfig {
-        address: config.dhcp_start,
-        prefix_len: config.prefix_len,
-        gateway: config.gateway,
-        dns: match &config.net6 {
-            Some(net6) if !config.ipv4 => net6.dns.into(),
-            _ => config.dns.into(),
-        },
+        ipv4: v4.map(|address| GuestAddress { address, prefix_len, gateway }),
+        ipv6: v6.zip(net6).map(|(address, &Net6 { prefix_len, gateway, .. })| GuestAddress {
+            address,
+            prefix_len,
+            gateway,
+        }),
+        dns: dns.into_iter().chain(net6.map(|net6| net6.dns.into())).collect(),
         mtu: config.mtu,
         search: search.cloned().collect(),
     }
@@ -384,7 +386,8 @@ impl Handle {
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
-    /// Gives a lease to a guest that will not ask by DHCP, for as long as it is there.
+    /// Gives a guest that will not ask by DHCP a lease of each kind of IP that is on, for as long as it is
+    /// there.
     ///
     /// # Errors
     /// There is no such guest, or no address is left for it.
@@ -392,15 +395,16 @@ impl Handle {
         let hostname = hostname.map(str::to_owned);
         let worker = self.home(port).ok_or_else(|| no_guest(port))?;
         let id = PortId(port);
-        let address = self.ask(worker, |reply| Command::Lease { port: id, mac, hostname, reply })?;
+        let leased = self.ask(worker, |reply| Command::Lease { port: id, mac, hostname, reply })?;
         let none = || Error::NotFound(format!("no address is left for a guest on port {port}"));
-        Ok(GuestConfig { address: address.ok_or_else(none)?, ..self.guest.clone() })
+        Ok(guest_config(&self.config, leased.ok_or_else(none)?))
     }
 
     /// Forwards a host port to a guest.
     ///
     /// # Errors
-    /// The rule does not fit the network, or the port cannot be had: the text names the rule, the reason and the way out.
+    /// The rule does not fit the network, or the port cannot be had: the text names the rule, the reason
+    /// and the way out.
     pub fn add_forward(&self, rule: &ForwardRule) -> Result<ForwardInfo, Error> {
         self.config.validate_forward(rule)?;
         self.add_listener(rule.clone(), Listener::bind(rule)?)
@@ -423,7 +427,7 @@ impl Handle {
 
     /// Has the workers that do not have the forward itself forget it.
     fn unshare_forward(&self, id: u32) -> Result<(), Error> {
-        for worker in (0..self.workers.len()).filter(|worker| *worker != FIRST) {
+        for worker in 1..self.workers.len() {
             self.ask(worker, |reply| Command::RemoveForward { id, reply })?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What other threads ask of a worker.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -41,7 +41,7 @@ pub(crate) enum Command {
         port: PortId,
         mac: [u8; 6],
         hostname: Option<String>,
-        reply: Reply<Option<std::net::Ipv4Addr>>,
+        reply: Reply<Option<(Option<Ipv4Addr>, Option<Ipv6Addr>)>>,
     },
     AddForward {
         id: u32,
