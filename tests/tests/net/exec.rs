@@ -5,10 +5,17 @@ use std::fs;
 use usernet_tests::{As, Process, World};
 
 /// Shows what a guest needs to be on the network.
-const SHOW: &str = "ip -4 -oneline address; ip route; cat /etc/resolv.conf";
+const SHOW: &str = "ip -oneline address; ip route; ip -6 route; cat /etc/resolv.conf";
 
 fn assert_on_the_network(shown: &str) {
-    for expected in ["inet 10.0.2.15/24", "default via 10.0.2.2", "nameserver 10.0.2.3"] {
+    for expected in [
+        "inet 10.0.2.15/24",
+        "inet6 fd00::15/64",
+        "default via 10.0.2.2",
+        "default via fd00::2",
+        "nameserver 10.0.2.3",
+        "nameserver fd00::3",
+    ] {
         assert!(shown.contains(expected), "no {expected} in:\n{shown}");
     }
 }

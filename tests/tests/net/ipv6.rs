@@ -18,10 +18,15 @@ fn world() -> World {
     world
 }
 
-/// A script that goes on once the guest has made itself an address, which it may use.
-fn with_address(script: &str) -> String {
+/// The guest's interface, in its shell.
+const INTERFACE: &str = "$(ip -o link show | grep -o 'tap[0-9]*' | head -n 1)";
+
+/// A script that forgets the leased IPv6 address, and goes on once the guest has made itself another.
+fn with_own_address(script: &str) -> String {
     format!(
-        "n=0; until ip -6 -o address show scope global | grep -v tentative | grep -q fd00:; do \
+        "conf=/proc/sys/net/ipv6/conf/{INTERFACE}; echo 1 >$conf/accept_ra; \
+         echo 1 >$conf/disable_ipv6; echo 0 >$conf/disable_ipv6; \
+         n=0; until ip -6 -o address show scope global | grep -v tentative | grep -q fd00:; do \
          n=$((n+1)); [ $n -lt 100 ] || exit 99; sleep 0.1; done; {script}"
     )
 }
@@ -48,11 +53,12 @@ fn a_guest_makes_itself_an_address_and_reaches_gateway_and_world() {
     let world = world();
     let port = greeter();
     let script = format!(
-        "ip -6 route show default; ping -6 -c 1 -W 5 fd00::2 && ping -6 -c 1 -W 5 fd00::3 && \
+        "ip -6 address; ip -6 route show default; ping -6 -c 1 -W 5 fd00::2 && ping -6 -c 1 -W 5 fd00::3 && \
          ping -6 -c 1 -W 5 -s 1400 {LAN6} && curl -6 -sS -m 10 http://[{LAN6}]:{port}/ && \
          curl -6 -sS -m 10 http://[fd00::2]:{port}/"
     );
-    let outcome = world.exec(&[], &with_address(&script));
+    let outcome = world.exec(&[], &with_own_address(&script));
+    assert!(!outcome.ok().contains("fd00::15"), "{outcome}");
     assert!(outcome.ok().contains("default via fe80::5055:aff:fe00:202"), "{outcome}");
     assert_eq!(outcome.ok().matches(" 0% packet loss").count(), 3, "{outcome}");
     assert!(outcome.ok().ends_with(&format!("hello {LAN6}\nhello ::1\n")), "{outcome}");
@@ -70,7 +76,7 @@ fn datagrams_pass_both_ways() {
         }
     });
     let script = format!("printf hello | socat -T 3 - UDP6:[{LAN6}]:{port}");
-    assert_eq!(world.exec(&[], &with_address(&script)).ok(), "hello");
+    assert_eq!(world.exec(&[], &script).ok(), "hello");
 }
 
 #[test]
@@ -79,7 +85,7 @@ fn dns_is_answered_over_ipv6() {
     let server = DnsServer::start();
     let option = server.option();
     let script = "dig +short +tries=1 @fd00::3 a.test AAAA; dig +short +tcp +tries=1 @fd00::3 a.test A";
-    let outcome = world.exec(&option.each_ref().map(String::as_str), &with_address(script));
+    let outcome = world.exec(&option.each_ref().map(String::as_str), script);
     assert_eq!(outcome.ok(), "2001:db8::80\n192.0.2.80\n", "{outcome}");
 }
 
@@ -88,7 +94,7 @@ fn where_the_host_has_no_route_the_guest_is_told_at_once() {
     let world = World::new();
     let script = "for i in 1 2 3 4 5; do curl -6 -sS -m 20 -o /dev/null -w '%{time_total}\\n' \
                   http://[2001:db8::80]/; done; $PROBE connect [2001:db8::80]:80";
-    let outcome = world.exec(&[], &with_address(script));
+    let outcome = world.exec(&[], script);
     assert!(outcome.stdout.contains("NetworkUnreachable"), "{outcome}");
     let times: Vec<f64> = outcome.stdout.lines().filter_map(|line| line.parse().ok()).collect();
     assert!(times.len() == 5 && times.iter().all(|time| *time < 0.5), "{outcome}");
@@ -108,16 +114,54 @@ fn dhcpcd_gets_an_address_and_settings_by_dhcpv6() {
 }
 
 #[test]
-fn a_port_is_forwarded_to_an_ipv6_guest() {
+fn a_command_has_ipv6_from_the_start() {
     let world = world();
-    let guest = "fd00::77";
-    let rules = ["--hostfwd", "tcp:[::1]:0-[fd00::77]:80"];
-    let daemon = Daemon::start(&world, &rules);
-    let listen = format!(
-        "ip -6 address add {guest}/64 dev $(ip route show default | sed 's/.* dev \\([^ ]*\\).*/\\1/') nodad; \
-         exec socat -d -d TCP6-LISTEN:80,fork PIPE 2>&1"
-    );
-    let mut process = daemon.spawn(&listen);
+    let world_address = LAN6.to_string();
+    for (options, gateway) in [
+        (&[][..], "fd00::2"),
+        (&["--ipv6-only"], "fd00::2"),
+        // A prefix in which guests cannot make their own addresses.
+        (&["--ipv6-only", "--net6", "fd00:1::/56"], "fd00:1::2"),
+    ] {
+        for target in [gateway, &world_address] {
+            let ping = ["--", "ping", "-6", "-c", "1", "-W", "5", target];
+            let outcome = world.run(&[&["exec"], options, &ping].concat());
+            assert!(outcome.ok().contains(" 0% packet loss"), "{options:?}: {outcome}");
+        }
+    }
+}
+
+#[test]
+fn a_command_has_one_address_of_its_own_and_keeps_it() {
+    let world = World::new();
+    let show = "ip -6 -oneline address show scope global; ip -6 route show default; cat /etc/resolv.conf";
+    // What an advertisement would change has changed by the time that one has come.
+    let outcome = world.exec(&[], &format!("{show}; ping -6 -c 3 -i 0.5 -W 5 fd00::2 >/dev/null; {show}"));
+    for expected in ["inet6 fd00::15/64", "default via fd00::2", "nameserver 10.0.2.3", "nameserver fd00::3"]
+    {
+        assert_eq!(outcome.ok().matches(expected).count(), 2, "{expected}: {outcome}");
+    }
+    assert_eq!(outcome.ok().matches("inet6").count(), 2, "{outcome}");
+    assert_eq!(outcome.ok().matches("default").count(), 2, "{outcome}");
+}
+
+#[test]
+fn a_port_is_forwarded_to_an_ipv6_guest() {
+    let add = format!("ip -6 address add fd00::77/64 dev {INTERFACE} nodad");
+    forwards_to(&["--hostfwd", "tcp:[::1]:0-[fd00::77]:80"], &add);
+}
+
+#[test]
+fn a_port_is_forwarded_to_the_address_that_a_command_is_given() {
+    forwards_to(&["--hostfwd", "tcp:[::1]:0-[fd00::15]:80"], "true");
+    forwards_to(&["-6", "--hostfwd", "tcp:[::1]:0-:80"], "true");
+}
+
+/// Reaches a server in a guest of a daemon with these options.
+fn forwards_to(options: &[&str], before: &str) {
+    let world = world();
+    let daemon = Daemon::start(&world, options);
+    let mut process = daemon.spawn(&format!("{before}; exec socat -d -d TCP6-LISTEN:80,fork PIPE 2>&1"));
     process.line_with("listening on");
     let address: SocketAddr = daemon.forwarded();
     assert!(address.is_ipv6(), "{address}");
@@ -134,10 +178,27 @@ fn a_port_is_forwarded_to_an_ipv6_guest() {
 #[test]
 fn either_kind_of_ip_can_be_left_out() {
     let world = World::new();
-    let outcome = world.exec(&["--ipv4-only"], "ping -c 1 -W 5 10.0.2.2 && ! ping -6 -c 1 -W 2 fd00::2");
-    outcome.ok();
-    let script = with_address("ping -6 -c 1 -W 5 fd00::2 && ! ping -c 1 -W 2 10.0.2.2");
-    world.exec(&["--ipv6-only"], &script).ok();
+    let show = "ip address; ip -4 route; ip -6 route; cat /etc/resolv.conf";
+    let both = world.exec(&[], show).ok().to_owned();
+    let shown = |option| {
+        world.exec(&[option], &format!("{show}; ping -c 1 -W 5 10.0.2.2; ping -6 -c 1 -W 5 fd00::2; true"))
+    };
+    let (v4, v6) = (shown("--ipv4-only"), shown("--ipv6-only"));
+    for (of_v4, of_v6) in [
+        ("inet 10.", "inet6 fd00:"),
+        ("default via 10.0.2.2", "default via fd00::2"),
+        ("nameserver 10.0.2.3", "nameserver fd00::3"),
+        ("from 10.0.2.2", "from fd00::2"),
+    ] {
+        assert!(of_v4.starts_with("from") || both.contains(of_v4) && both.contains(of_v6), "{both}");
+        assert!(v4.ok().contains(of_v4) && !v4.ok().contains(of_v6), "{v4}");
+        assert!(v6.ok().contains(of_v6) && !v6.ok().contains(of_v4), "{v6}");
+    }
+    let daemon = Daemon::start(&world, &["--ipv6-only"]);
+    let mut guest = daemon.spawn("echo up; exec sleep 1000");
+    guest.line_with("up");
+    let leases = daemon.list("leases");
+    assert_eq!(leases.iter().map(|lease| &lease["address"]).collect::<Vec<_>>(), ["fd00::15"]);
     let outcome = world.run(&["exec", "--ipv6-only", "--mtu", "1000", "--", "true"]);
     assert!(outcome.code() == 2 && outcome.says("1280"), "{outcome}");
 }

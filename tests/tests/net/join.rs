@@ -16,10 +16,11 @@ fn two_guests_reach_each_other() {
     first.line_with("listening");
     assert!(first.stdout().contains("10.0.2.15/24"), "{}", first.stdout());
 
-    let script = "ip -4 -oneline address; ping -c 3 -i 0.2 -W 5 10.0.2.15; $PROBE send 10.0.2.15:80 5 3000000 | sha256sum";
+    let script = "ip -oneline address; ping -c 3 -i 0.2 -W 5 10.0.2.15; ping -6 -c 3 -i 0.2 -W 5 fd00::15; $PROBE send 10.0.2.15:80 5 3000000 | sha256sum";
     let second = daemon.exec(script);
     assert!(second.ok().contains("10.0.2.16/24"), "{second}");
-    assert!(second.ok().contains(" 0% packet loss"), "{second}");
+    assert!(second.ok().contains("fd00::16/64"), "{second}");
+    assert_eq!(second.ok().matches(" 0% packet loss").count(), 2, "{second}");
     // The echo, and the line feed that the probe puts behind it.
     let expected = sha256(Noise::new(5).take(3_000_000).chain(b"\n".as_slice())).unwrap();
     assert!(second.ok().contains(&expected), "{second}");
