@@ -187,6 +187,22 @@ fn a_guest_may_ask_for_settings_alone() {
 }
 
 #[test]
+fn a_lease_without_dhcp_lasts_as_long_as_the_port() {
+    let mut server = server();
+    let grant = server.lease(P1, MAC, Some("Box"), at(1)).unwrap();
+    assert_eq!(grant, Grant { address: addr("fd00::15"), renewed: false, mac_also_on: None });
+    assert_eq!(server.lease(P1, MAC, None, at(2)).unwrap(), Grant { renewed: true, ..grant });
+    let year = at(365 * 86_400);
+    let lease = server.leases(year).next().unwrap();
+    assert_eq!((lease.address, lease.hostname.as_deref()), (grant.address, Some("box")));
+    // Should the guest ask after all, it is told of the address that it has.
+    let (_, options) = ask(&mut server, P1, &message(1, &[ia(7, &[])]), 365 * 86_400);
+    assert_eq!(leased(&options).0, [("fd00::15".to_owned(), 86_400)]);
+    server.port_gone(P1);
+    assert_eq!(server.leases(year).count(), 0);
+}
+
+#[test]
 fn prefixes_are_refused_by_name() {
     let (_, options) = ask(&mut server(), P1, &message(1, &[option(25, &[0; 12])]), 1);
     let Some(DhcpOption::IAPD(ia)) = options.get(OptionCode::IAPD) else { panic!("{options:?}") };
