@@ -23,6 +23,8 @@ pub(super) const SHIFT: u8 = 8;
 const MAX_ISLANDS: usize = 4;
 /// No window rather than one that makes silly small segments (RFC 9293 §3.8.6.2.2).
 const MIN_WINDOW: u32 = 4096;
+/// No segment of a guest is longer.
+const MAX_SEGMENT: u32 = 1 << 16;
 /// How long the acknowledgement of a small message waits for the host's answer. RFC 9293 §3.8.6.3 allows
 /// half a second, but a guest may hold back its next bytes for it (RFC 896). Any shorter, and the
 /// processor's timer is set anew for each message, which costs more than the frame does.
@@ -73,6 +75,8 @@ pub(super) struct Receiver {
     blocked: bool,
     /// What the host can take.
     space: u32,
+    /// The widest window that the guest has seen.
+    widest: u32,
     /// Where the guest's stream ends.
     fin: Option<SeqNumber>,
     pub(super) fin_received: bool,
@@ -100,6 +104,7 @@ impl Receiver {
             keep_room: MAX_KEPT,
             blocked: false,
             space: 0,
+            widest: 0,
             fin: None,
             fin_received: false,
             ack_due: false,
@@ -285,9 +290,11 @@ impl Receiver {
         self.rcv_adv.later(self.rcv_nxt + (room >> self.shift << self.shift))
     }
 
-    /// Whether the window is too small for a guest to go on by itself.
+    /// Whether the window may be too small for a guest to go on by itself: it waits for room for a full
+    /// segment, or for half of the widest window that it has seen (RFC 9293 §3.8.6.2.1).
     pub(super) fn starved(&self) -> bool {
-        let shut = self.rcv_adv.ahead_of(self.rcv_nxt) < MIN_WINDOW;
+        let enough = (self.widest / 2).clamp(MIN_WINDOW, MAX_SEGMENT);
+        let shut = self.rcv_adv.ahead_of(self.rcv_nxt) < enough;
         !self.fin_received && (shut || self.blocked || self.kept_run() > 0)
     }
 
@@ -295,6 +302,7 @@ impl Receiver {
     pub(super) fn advertise(&mut self) -> u16 {
         self.rcv_adv = self.edge();
         let open = self.rcv_adv.ahead_of(self.rcv_nxt);
+        self.widest = self.widest.max(open);
         u16::try_from(open >> self.shift).unwrap_or(u16::MAX)
     }
 

@@ -99,6 +99,31 @@ fn a_window_that_was_shut_is_announced_again() {
     assert!(u32::from(update.window) << 8 > 90_000);
 }
 
+/// At an MTU of 65520 a guest with a window of 60 kB sends nothing.
+#[test]
+fn room_is_looked_for_when_a_full_segment_has_none() {
+    let mut script = Script::open();
+    script.host(HostEvent::SendSpace { free: 1 << 20 });
+    let full = 65_480_u32;
+    let mut at = 1;
+    let mut watched = false;
+    // The guest sends full segments as long as there is room for one.
+    while !watched {
+        script.flow.handle_segment(&seg(ACK, IRS + at, ISS + 1), full as usize, script.now).unwrap();
+        script.flow.handle_host(HostEvent::Wrote { len: full, kept: 0 }, script.now);
+        at += full;
+        let free = (1_u32 << 20).saturating_sub(at);
+        script.flow.handle_host(HostEvent::SendSpace { free }, script.now);
+        while let Some(output) = script.flow.poll_output(script.now) {
+            watched |= output == Output::WatchSendSpace;
+        }
+        assert!(watched || free >= full, "nobody looks for room, and there is none for a segment");
+    }
+    script.host(HostEvent::SendSpace { free: 1 << 20 });
+    let update = script.segments.pop().unwrap().0;
+    assert!(u32::from(update.window) << 8 > 1_000_000);
+}
+
 #[test]
 fn room_is_looked_for_soon_though_no_edge_came() {
     let mut script = Script::open();
