@@ -130,8 +130,13 @@ impl Default for Drops {
 impl Drops {
     /// Counts one drop.
     pub fn count(&mut self, reason: DropReason) {
+        self.count_many(reason, 1);
+    }
+
+    /// Counts several drops for one reason.
+    pub fn count_many(&mut self, reason: DropReason, drops: usize) {
         if let Some(counter) = self.0.get_mut(reason as usize) {
-            *counter += 1;
+            *counter += drops as u64;
         }
     }
 

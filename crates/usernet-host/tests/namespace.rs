@@ -90,7 +90,7 @@ fn ping_error(end: &PingEnd, request: &mut [u8]) -> QueuedError {
 }
 
 #[test]
-#[ignore = "run by `ping`"]
+#[ignore = "the inner half of `ping`, which runs it in a network namespace of its own"]
 fn inside_ping() {
     assert_eq!(ping_allowed(), Ok(()));
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -136,7 +136,7 @@ fn inside_ping() {
 }
 
 #[test]
-#[ignore = "run by `ping_forbidden`"]
+#[ignore = "the inner half of `ping_forbidden`, which runs it in a network namespace of its own"]
 fn inside_ping_forbidden() {
     let forbidden = ping_allowed().unwrap_err();
     assert_eq!(forbidden.error, HostError::Prohibited);
@@ -151,7 +151,7 @@ fn inside_ping_forbidden() {
 }
 
 #[test]
-#[ignore = "run by `routers_that_say_no`"]
+#[ignore = "the inner half of `routers_that_say_no`, which runs it in a network namespace of its own"]
 fn inside_routers_that_say_no() {
     assert_eq!(connect(PROHIBITED.parse().unwrap()).map(drop), Err(HostError::Prohibited));
     assert_eq!(connect(UNREACHABLE.parse().unwrap()).map(drop), Err(HostError::HostUnreachable));

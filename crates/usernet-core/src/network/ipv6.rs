@@ -122,10 +122,7 @@ impl Network {
         frame: &F,
         now: Instant,
     ) -> Result<Verdict, DropReason> {
-        let payload = udp::payload(packet)?;
-        let mut message = vec![0; payload.len().min(MAX_DHCP_LEN)];
-        let len = frame.copy_to(payload.start, &mut message);
-        message.truncate(len);
+        let message = udp::message(packet, frame, MAX_DHCP_LEN)?;
         let reply = self.shared.with(|registry| {
             let server = registry.dhcp6.as_mut().ok_or(DropReason::Protocol)?;
             server.handle(packet.port, packet.mac, &message, now)

@@ -328,15 +328,20 @@ impl Network {
 
     /// Counts a drop that the driver has to report.
     pub fn count_drop(&mut self, port: PortId, reason: DropReason) {
-        self.drops.count(reason);
+        self.count_drops(port, reason, 1);
+    }
+
+    /// Counts several drops that the driver has to report, each datagram of a batch as one.
+    pub fn count_drops(&mut self, port: PortId, reason: DropReason, drops: usize) {
+        self.drops.count_many(reason, drops);
         if let Some(port) = self.ports.get_mut(&port) {
-            port.drops.count(reason);
+            port.drops.count_many(reason, drops);
         }
     }
 
-    /// Counts a drop of something that no guest has to answer for.
-    pub fn count_lost(&mut self, reason: DropReason) {
-        self.drops.count(reason);
+    /// Counts drops of something that no guest has to answer for.
+    pub fn count_lost(&mut self, reason: DropReason, drops: usize) {
+        self.drops.count_many(reason, drops);
     }
 
     /// This worker's share of what a guest may hold.
@@ -514,10 +519,7 @@ impl Network {
         frame: &F,
         now: Instant,
     ) -> Result<Verdict, DropReason> {
-        let payload = udp::payload(packet)?;
-        let mut message = vec![0; payload.len().min(MAX_DHCP_LEN)];
-        let len = frame.copy_to(payload.start, &mut message);
-        message.truncate(len);
+        let message = udp::message(packet, frame, MAX_DHCP_LEN)?;
         let reply = self.shared.with(|registry| registry.dhcp.handle(packet.port, &message, now))?;
         let Some(reply) = reply else {
             self.outputs.push_back(Output::LeasesChanged);

@@ -94,6 +94,19 @@ fn segment<F: FrameBytes + ?Sized>(frame: &F, payload: &Range<usize>) -> Result<
     }
 }
 
+/// The start of a datagram's payload, for a server of the network's own.
+pub(super) fn message<F: FrameBytes + ?Sized>(
+    packet: &Packet<'_>,
+    frame: &F,
+    max: usize,
+) -> Result<Vec<u8>, DropReason> {
+    let payload = payload(packet)?;
+    let mut message = vec![0; payload.len().min(max)];
+    let len = frame.copy_to(payload.start, &mut message);
+    message.truncate(len);
+    Ok(message)
+}
+
 impl Network {
     pub(super) fn handle_udp<F: FrameBytes + ?Sized>(
         &mut self,
@@ -257,9 +270,7 @@ impl Network {
         if let UdpKind::Nat { peers } = &entry.flow.kind
             && !peers.contains(&addr)
         {
-            for _ in 0..datagrams.count() {
-                self.count_drop(port, DropReason::UdpFiltered);
-            }
+            self.count_drops(port, DropReason::UdpFiltered, datagrams.count());
             return Err(DropReason::UdpFiltered);
         }
         self.udp_to_guest(flow, from, datagrams, now)
@@ -280,7 +291,7 @@ impl Network {
     ) -> Result<(PortId, Headers), DropReason> {
         let Some(at) = self.shared.with(|registry| registry.switch.neighbour(guest.addr)) else {
             self.ask_for(guest.addr);
-            self.drops.count(DropReason::Unresolved);
+            self.count_lost(DropReason::Unresolved, datagrams.count());
             return Err(DropReason::Unresolved);
         };
         let peer = Endpoint { addr: self.guest_view(from.ip(), guest.addr), port: from.port() };
@@ -317,9 +328,7 @@ impl Network {
         let segment = u16::try_from(datagrams.longest()).unwrap_or(u16::MAX);
         let headers = Headers::udp(entry.mac, gateway, &ip, ports, datagrams.len, segment);
         if headers.len() - crate::wire::ETHERNET_HEADER_LEN + datagrams.longest() > mtu {
-            for _ in 0..datagrams.count() {
-                self.count_drop(port, DropReason::Fragment);
-            }
+            self.count_drops(port, DropReason::Fragment, datagrams.count());
             return Err(DropReason::Fragment);
         }
         Ok((port, headers))

@@ -101,8 +101,8 @@ impl Worker {
             }
         }
         for Unsent { to, datagrams, error } in lost {
-            for _ in 0..datagrams {
-                self.count_drop(flow, DropReason::UdpSend);
+            if let Some(port) = self.parts.core.port_of(flow) {
+                self.parts.core.count_drops(port, DropReason::UdpSend, datagrams);
             }
             if error != HostError::Exhausted {
                 self.parts.core.udp_error(flow, to, icmp_error(error), None);
@@ -288,9 +288,7 @@ impl Worker {
         let outcome = entry.send(parts, headers.offload);
         let sent = self.sent(port, outcome);
         if let Some(Sent::Full | Sent::Never) = sent {
-            for _ in 0..batch.datagrams.count() {
-                self.parts.core.count_drop(port, DropReason::LinkFull);
-            }
+            self.parts.core.count_drops(port, DropReason::LinkFull, batch.datagrams.count());
         }
         sent
     }

@@ -83,7 +83,7 @@ impl Worker {
             let payload = self.inbox.payload(batch).flat_map(|part| part.to_vec()).collect();
             let handed = Handed::Forwarded { forward, guest, from, to, datagrams, payload };
             if !self.hand(worker, handed) {
-                self.parts.core.count_lost(DropReason::WorkerBusy);
+                self.parts.core.count_lost(DropReason::WorkerBusy, datagrams.count());
             }
             return;
         }
