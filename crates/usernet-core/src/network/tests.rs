@@ -367,7 +367,7 @@ fn the_queues_of_a_guest_share_its_bounds() {
 fn each_datagram_of_a_batch_is_a_drop() {
     let mut network = network(1);
     let peer: SocketAddr = "192.0.2.9:4000".parse().unwrap();
-    let batch = crate::datagrams::Datagrams { len: 250, segment: 100 };
+    let batch = Datagrams { len: 250, segment: 100 };
     assert!(network.udp_from_forward(1, ssh(FIRST), peer, None, batch, at(0)).is_err());
     assert_eq!(network.drops().of(DropReason::Unresolved), 3);
 }

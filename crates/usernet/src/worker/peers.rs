@@ -39,7 +39,7 @@ impl Worker {
     /// Hands a frame for a guest of another worker to that one.
     pub(super) fn send_elsewhere(&mut self, port: PortId, frame: &[IoSlice<'_>], offload: Offload) {
         let Some(to) = self.parts.core.home(port).filter(|home| *home != self.parts.id) else { return };
-        let frame = frame.iter().flat_map(|part| part.iter().copied()).collect();
+        let frame = joined(frame.iter().copied());
         self.hand_frame(port, to, Handed::ToGuest { port, frame, offload });
     }
 
@@ -80,7 +80,7 @@ impl Worker {
     pub(super) fn take_forwarded(&mut self, forward: u32, guest: Endpoint, batch: &Batch) {
         let &Batch { from, to, datagrams, .. } = batch;
         if let Some(worker) = self.parts.core.elsewhere(guest.addr) {
-            let payload = self.inbox.payload(batch).flat_map(|part| part.to_vec()).collect();
+            let payload = joined(self.inbox.payload(batch));
             let handed = Handed::Forwarded { forward, guest, from, to, datagrams, payload };
             if !self.hand(worker, handed) {
                 self.parts.core.count_lost(DropReason::WorkerBusy, datagrams.count());
@@ -132,6 +132,12 @@ impl Worker {
             }
         }
     }
+}
+
+fn joined<'a>(parts: impl Iterator<Item = IoSlice<'a>>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    parts.for_each(|part| bytes.extend_from_slice(&part));
+    bytes
 }
 
 /// A frame that came to another worker's queue, as a batch of one.
