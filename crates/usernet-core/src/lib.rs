@@ -7,6 +7,7 @@ pub mod dhcp6;
 pub mod drops;
 pub mod frame;
 pub mod host;
+pub mod leases;
 pub mod network;
 pub mod offload;
 pub mod port;

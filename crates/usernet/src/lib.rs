@@ -40,7 +40,10 @@
 
 mod capture;
 mod config;
+mod core_config;
+mod error;
 mod forward;
+mod handle;
 mod info;
 mod net6;
 mod network;
@@ -48,8 +51,10 @@ mod roster;
 mod worker;
 
 pub use config::{Config, ConfigError};
+pub use error::Error;
 pub use forward::{ForwardProtocol, ForwardRule, ParseForwardError};
+pub use handle::Handle;
 pub use info::{DropInfo, FlowInfo, ForwardInfo, GuestAddress, GuestConfig, LeaseInfo, PortInfo};
 pub use net6::{IPV6_MIN_MTU, Net6};
-pub use network::{Error, Handle, Network};
+pub use network::Network;
 pub use usernet_link as link;

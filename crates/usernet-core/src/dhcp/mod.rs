@@ -1,4 +1,4 @@
-//! The DHCPv4 server (RFC 2131, RFC 2132) and the table of its leases.
+//! The DHCPv4 server (RFC 2131, RFC 2132); the table of its leases is in [`crate::leases`].
 //!
 //! [`Server::handle`] takes what a guest sent to UDP port 67 and returns what goes back to port 68 of
 //! the same guest. There is no timer: offers and leases that have run out are found when the next
@@ -6,8 +6,8 @@
 //!
 //! A lease belongs to a client identifier or MAC address *on a port of the switch*: the same MAC on
 //! two live ports is two guests with two addresses. What a guest can make grow is bounded by its port
-//! ([`Config::max_per_port`]) and by the pool ([`POOL_MAX`]). An address whose lease ended is kept for
-//! the guest that had it until the pool has nothing fresher to give.
+//! ([`Config::max_per_port`]) and by the pool ([`crate::leases::POOL_MAX`]). An address whose lease ended
+//! is kept for the guest that had it until the pool has nothing fresher to give.
 //!
 //! Where it differs from RFC 2131:
 //!
@@ -19,8 +19,7 @@
 //! - The same MAC on the same port is the same guest when only one of two messages carries a client
 //!   identifier: firmware, boot loader and operating system share one address.
 
-pub(crate) mod leases;
-pub(crate) mod request;
+mod request;
 #[cfg(test)]
 mod tests;
 
@@ -31,15 +30,11 @@ use dhcproto::v4::{DhcpOption, DhcpOptions, MIN_PACKET_SIZE, MessageType, Opcode
 use dhcproto::{Encodable, Name};
 
 use crate::drops::DropReason;
+use crate::leases::{Client, Grant, Lease, Pool, Refusal, Table, host_label};
 use crate::port::PortId;
 use crate::time::Instant;
 
-pub use leases::{Address, Grant, Lease};
-use leases::{Client, Pool, Refusal, Table};
 use request::Request;
-
-/// The most addresses that a pool holds; a longer range is cut at its end.
-pub const POOL_MAX: u32 = 4096;
 
 /// The UDP payload that every client takes (RFC 2131 §2): a datagram of 576 bytes less the headers.
 const ALWAYS_FITS: usize = 576 - HEADERS_LEN;
@@ -209,7 +204,7 @@ impl Server {
         hostname: Option<&str>,
         now: Instant,
     ) -> Result<Grant, DropReason> {
-        let hostname = hostname.and_then(|name| request::host_label(name.as_bytes()));
+        let hostname = hostname.and_then(|name| host_label(name.as_bytes()));
         let client = Client { mac, id: None };
         let address = self.table.offer(port, &client, None, now)?;
         self.table.bind(port, &client, address, hostname, None, now).map_err(|_| DropReason::DhcpExhausted)

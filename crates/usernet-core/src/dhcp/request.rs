@@ -10,9 +10,9 @@ use dhcproto::Decodable;
 use dhcproto::v4::borrowed::DhcpOptionIterator;
 use dhcproto::v4::{HType, MAGIC, MIN_PACKET_SIZE, Message, MessageType, Opcode, OptionCode};
 
-use super::leases::Client;
 use super::{ALWAYS_FITS, HEADERS_LEN};
 use crate::drops::DropReason;
+use crate::leases::{Client, host_label};
 
 /// Where the magic cookie lies: behind the fixed fields.
 const COOKIE_AT: usize = 236;
@@ -120,18 +120,4 @@ impl Request {
 
 fn fixed<const N: usize>(data: &[u8]) -> Result<[u8; N], DropReason> {
     data.try_into().map_err(|_| DropReason::Dhcp)
-}
-
-/// The first label of a guest's name as one that DNS takes: lower-case letters, digits and inner
-/// hyphens, 63 bytes at most.
-pub(crate) fn host_label(name: &[u8]) -> Option<String> {
-    let label: String = name
-        .iter()
-        .take_while(|byte| **byte != b'.')
-        .filter(|byte| byte.is_ascii())
-        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte.to_ascii_lowercase()) } else { '-' })
-        .skip_while(|char| *char == '-')
-        .take(63)
-        .collect();
-    Some(label.trim_end_matches('-').to_owned()).filter(|label| !label.is_empty())
 }

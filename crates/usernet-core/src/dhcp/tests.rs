@@ -2,6 +2,7 @@ use dhcproto::Decodable;
 use dhcproto::v4::{DhcpOption as O, Message, MessageType as T, OptionCode as C};
 
 use super::*;
+use crate::leases::POOL_MAX;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const ONE: PortId = PortId(1);

@@ -1,7 +1,7 @@
 //! The DHCPv6 server (RFC 8415, RFC 3646).
 //!
 //! [`Server::handle`] takes what a guest sent to UDP port 547 and returns what goes back to port 546 of
-//! the same guest. Leases follow the rules of the DHCPv4 server ([`crate::dhcp`]): they belong to a DUID
+//! the same guest. Leases follow the rules of the DHCPv4 server ([`crate::leases`]): they belong to a DUID
 //! and IAID *on a port of the switch*, are bounded by port and pool, and an address is kept for who had it.
 //!
 //! Where it differs from RFC 8415:
@@ -24,10 +24,8 @@ use dhcproto::v6::{
     DhcpOption, DhcpOptions, IAAddr, IANA, IAPD, MessageType, OptionCode, Status, StatusCode, UnknownOption,
 };
 
-use crate::dhcp::leases::{Client, Pool, Table};
-use crate::dhcp::request::host_label;
-use crate::dhcp::{Grant, Lease};
 use crate::drops::DropReason;
+use crate::leases::{Client, Grant, Lease, Pool, Table, host_label};
 use crate::port::PortId;
 use crate::time::Instant;
 use crate::wire::{MacAddr, domain_list};

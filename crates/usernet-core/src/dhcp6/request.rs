@@ -6,8 +6,8 @@ use std::net::Ipv6Addr;
 
 use dhcproto::v6::{MessageType, OptionCode};
 
-use crate::dhcp::request::host_label;
 use crate::drops::DropReason;
+use crate::leases::host_label;
 
 /// The longest DUID (RFC 8415 §11.1): a type and 128 bytes.
 const MAX_DUID: usize = 130;

@@ -1,9 +1,10 @@
-//! IPv6: what a guest's packet has to be before its protocol sees it, and DHCPv6.
+//! IPv6: what a guest's packet has to be before its protocol sees it.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::config::Place;
-use super::{MAX_DHCP_LEN, Network, Output, Packet, Verdict, udp};
+use super::dhcp::DHCPV6_SERVER;
+use super::{Network, Packet, Verdict, udp};
 use crate::drops::DropReason;
 use crate::frame::FrameBytes;
 use crate::port::PortId;
@@ -13,8 +14,6 @@ use crate::wire::{
     MacAddr, Ndp, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, is_icmpv6_error,
 };
 
-const DHCPV6_SERVER: u16 = 547;
-const DHCPV6_CLIENT: u16 = 546;
 /// RFC 8200 §4.7: nothing follows.
 const NO_NEXT_HEADER: u8 = 59;
 
@@ -114,28 +113,6 @@ impl Network {
         if of_group || self.config.place(packet.ip.dst) != Place::Group {
             self.send_icmp_error(packet, IcmpError::ParameterProblem { code, pointer });
         }
-    }
-
-    fn handle_dhcp6<F: FrameBytes + ?Sized>(
-        &mut self,
-        packet: &Packet<'_>,
-        frame: &F,
-        now: Instant,
-    ) -> Result<Verdict, DropReason> {
-        let message = udp::message(packet, frame, MAX_DHCP_LEN)?;
-        let reply = self.shared.with(|registry| {
-            let server = registry.dhcp6.as_mut().ok_or(DropReason::Protocol)?;
-            server.handle(packet.port, packet.mac, &message, now)
-        })?;
-        for grant in reply.grants {
-            self.granted(packet.port, packet.mac, grant);
-        }
-        if reply.ended {
-            self.outputs.push_back(Output::LeasesChanged);
-        }
-        let src = (self.config.link_local().into(), DHCPV6_SERVER);
-        self.send_udp(packet.port, packet.mac, src, (packet.ip.src, DHCPV6_CLIENT), &reply.payload);
-        Ok(Verdict::Done)
     }
 
     /// Whether an address can be a guest's: in the prefix, or link-local.

@@ -7,6 +7,7 @@
 
 mod action;
 mod config;
+mod dhcp;
 mod ipv6;
 mod ndp;
 mod ping;
@@ -27,7 +28,6 @@ pub use ping::PingFlow;
 pub use tcp::TcpEntry;
 pub use udp::{MAX_DATAGRAMS, UdpFlow, UdpKind};
 
-use crate::dhcp;
 use crate::drops::{DropReason, Drops};
 use crate::frame::FrameBytes;
 use crate::offload::Offload;
@@ -49,8 +49,6 @@ use switch::Neighbour;
 /// Ethernet, IPv4 and TCP headers take 134; with IPv6, 142 are left for extension headers, and what goes
 /// beyond that is dropped (`wire/ipv6.rs`). ICMP errors quote from the same copy.
 const HEAD_LEN: usize = 256;
-/// A DHCP message that is longer is cut here (RFC 2131 §2 asks for 548 bytes at least).
-const MAX_DHCP_LEN: usize = 2048;
 /// The port of flows whose guest has not been found yet.
 const NOWHERE: PortId = PortId(u32::MAX);
 
@@ -212,43 +210,6 @@ impl Network {
             self.ping.unshare(port);
         }
         self.outputs.push_back(Output::LeasesChanged);
-    }
-
-    /// Leases an address of each kind of IP that is on to a guest that will not ask by DHCP.
-    ///
-    /// # Errors
-    /// [`DropReason::DhcpExhausted`] when a pool, or what one port may hold, is used up.
-    pub fn lease(
-        &mut self,
-        port: PortId,
-        mac: MacAddr,
-        hostname: Option<&str>,
-        now: Instant,
-    ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), DropReason> {
-        let ipv4 = self.config.ipv4;
-        let (v4, v6) = self.shared.with(|registry| {
-            let v4 = ipv4.then(|| registry.dhcp.lease(port, mac.0, hostname, now)).transpose()?;
-            let v6 = registry.dhcp6.as_mut().map(|dhcp6| dhcp6.lease(port, mac, hostname, now));
-            Ok::<_, DropReason>((v4, v6.transpose()?))
-        })?;
-        if let Some(grant) = v4 {
-            self.granted(port, mac, grant);
-        }
-        if let Some(grant) = v6 {
-            self.granted(port, mac, grant);
-        }
-        Ok((v4.map(|grant| grant.address), v6.map(|grant| grant.address)))
-    }
-
-    /// The leases that have not run out, of all workers' guests.
-    pub fn leases(&mut self, now: Instant) -> Vec<dhcp::Lease> {
-        self.shared.with(|registry| registry.dhcp.leases(now).cloned().collect())
-    }
-
-    /// The IPv6 leases that have not run out, of all workers' guests.
-    pub fn leases6(&mut self, now: Instant) -> Vec<dhcp::Lease<Ipv6Addr>> {
-        self.shared
-            .with(|registry| registry.dhcp6.iter().flat_map(|dhcp6| dhcp6.leases(now)).cloned().collect())
     }
 
     /// The guests of this worker.
@@ -510,48 +471,6 @@ impl Network {
             PROTOCOL_ICMP if packet.ip.src.is_ipv4() => self.handle_ping(packet, place, now),
             PROTOCOL_ICMPV6 if packet.ip.src.is_ipv6() => self.handle_ping(packet, place, now),
             _ => Err(DropReason::Protocol),
-        }
-    }
-
-    fn handle_dhcp<F: FrameBytes + ?Sized>(
-        &mut self,
-        packet: &Packet<'_>,
-        frame: &F,
-        now: Instant,
-    ) -> Result<Verdict, DropReason> {
-        let message = udp::message(packet, frame, MAX_DHCP_LEN)?;
-        let reply = self.shared.with(|registry| registry.dhcp.handle(packet.port, &message, now))?;
-        let Some(reply) = reply else {
-            self.outputs.push_back(Output::LeasesChanged);
-            return Ok(Verdict::Done);
-        };
-        let (mac, dst) = match reply.to {
-            dhcp::Destination::Broadcast => (MacAddr::BROADCAST, Ipv4Addr::BROADCAST),
-            dhcp::Destination::Unicast { mac, address } => (MacAddr(mac), address),
-        };
-        if let Some(grant) = reply.grant {
-            self.granted(packet.port, packet.mac, grant);
-        }
-        self.send_udp(packet.port, mac, (self.config.gateway.into(), 67), (dst.into(), 68), &reply.payload);
-        Ok(Verdict::Done)
-    }
-
-    fn granted<A: dhcp::Address>(&mut self, port: PortId, mac: MacAddr, grant: dhcp::Grant<A>) {
-        let addr = grant.address.into();
-        // Once a guest: it may ask as often as it likes.
-        let (is_new, conflict) = self.shared.with(|registry| {
-            let is_new = registry.switch.assign_address(addr, Neighbour { port, mac });
-            registry.switch.learn_mac(port, mac, &self.config.limits);
-            (is_new, grant.mac_also_on.filter(|_| registry.switch.tell_conflict(port)))
-        });
-        if is_new {
-            self.announce(addr);
-        }
-        if !grant.renewed {
-            self.outputs.push_back(Output::LeasesChanged);
-        }
-        if let Some(other) = conflict {
-            self.outputs.push_back(Output::MacConflict { port, other, mac });
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a worker tells about itself.
 
-use usernet_core::dhcp::{Address, Lease};
+use usernet_core::leases::{Address, Lease};
 use usernet_core::network::UdpKind;
 use usernet_core::port::PortId;
 use usernet_core::table::{Entry, FlowKey};

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::super::Output;
 use super::super::{Config, Target, TcpOp};
 use super::*;
 use crate::dhcp6;

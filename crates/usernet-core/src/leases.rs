@@ -1,8 +1,8 @@
 //! Which address is whose.
 //!
-//! The table has at most one entry for each address of the pool. An entry that a guest could use,
-//! [`State::Free`] aside, belongs to a port and counts towards the port's bound. A free entry
-//! remembers whose the address was.
+//! The table has at most one entry for each address of the pool. An entry that a guest could use, a free
+//! one aside, belongs to a port and counts towards the bound of the port. A free entry remembers whose
+//! the address was.
 //!
 //! An address that is given out is, in this order: the one that the guest holds, the one that it held
 //! last, the one that it asks for, the lowest that nobody has held, the one that has been free the
@@ -15,11 +15,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::POOL_MAX;
-use super::request::host_label;
 use crate::drops::DropReason;
 use crate::port::PortId;
 use crate::time::Instant;
+
+/// The most addresses that a pool holds; a longer range is cut at its end.
+pub const POOL_MAX: u32 = 4096;
 
 /// How long an offer stands that nobody requests.
 const OFFER_TIME: Duration = Duration::from_secs(60);
@@ -411,4 +412,18 @@ impl<A> Entry<A> {
     fn has_expired(&self, now: Instant) -> bool {
         self.lease.expires.is_some_and(|at| at <= now)
     }
+}
+
+/// The first label of a guest's name as one that DNS takes: lower-case letters, digits and inner
+/// hyphens, 63 bytes at most.
+pub(crate) fn host_label(name: &[u8]) -> Option<String> {
+    let label: String = name
+        .iter()
+        .take_while(|byte| **byte != b'.')
+        .filter(|byte| byte.is_ascii())
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte.to_ascii_lowercase()) } else { '-' })
+        .skip_while(|char| *char == '-')
+        .take(63)
+        .collect();
+    Some(label.trim_end_matches('-').to_owned()).filter(|label| !label.is_empty())
 }
