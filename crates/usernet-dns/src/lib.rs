@@ -22,7 +22,7 @@ mod stream;
 mod upstream;
 mod wire;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +35,7 @@ use tokio::sync::Semaphore;
 pub use crate::answer::Transport;
 use crate::answer::{Answer, refusal};
 use crate::follow::{Followed, parse_resolv_conf};
-use crate::local::Local;
+use crate::local::{Gateway, Local};
 pub use crate::query::{Query, QueryError};
 use crate::upstream::Upstream;
 pub use crate::wire::Edns;
@@ -47,8 +47,11 @@ pub struct Config {
     pub upstreams: Vec<SocketAddr>,
     /// The domain of the network's own names.
     pub zone: String,
-    /// What `gateway` in the zone stands for, and names that the host maps to its own loopback.
-    pub gateway: Ipv4Addr,
+    /// What `gateway` in the zone stands for, and names that the host maps to its own loopback; none where
+    /// guests have no IPv4.
+    pub gateway: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub gateway6: Option<Ipv6Addr>,
     /// Where the host's servers are named, as resolv.conf(5) has it.
     pub resolv_conf: PathBuf,
     /// Where the host's own names are, as hosts(5) has it.
@@ -67,7 +70,8 @@ impl Default for Config {
         Self {
             upstreams: Vec::new(),
             zone: "usernet.internal".into(),
-            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
+            gateway6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)),
             resolv_conf: "/etc/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
             cache_bytes: 4 << 20,
@@ -125,8 +129,8 @@ impl Resolver {
     /// # Errors
     /// The zone is not a domain name.
     pub fn new(config: Config) -> Result<Self, InvalidZone> {
-        let Config { upstreams, zone, gateway, resolv_conf, hosts, cache_bytes, max_in_flight, timeout } =
-            config;
+        let Config { upstreams, zone, resolv_conf, hosts, cache_bytes, max_in_flight, timeout, .. } = config;
+        let gateway = Gateway { ipv4: config.gateway, ipv6: config.gateway6 };
         let local = Local::new(&zone, gateway, hosts).ok_or(InvalidZone(zone))?;
         let servers = if upstreams.is_empty() {
             Servers::Followed(Followed::new(resolv_conf, parse_resolv_conf))

@@ -21,9 +21,16 @@ const TTL: u32 = 5;
 pub(crate) struct Local {
     zone: Name,
     gateway_name: Name,
-    gateway: IpAddr,
+    gateway: Gateway,
     hosts: Followed<Names>,
     leases: Mutex<Names>,
+}
+
+/// The host as guests see it: one address for each kind of IP that they have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gateway {
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    pub(crate) ipv6: Option<Ipv6Addr>,
 }
 
 /// Names and addresses, both ways.
@@ -36,12 +43,12 @@ pub(crate) struct Names {
 
 impl Local {
     /// `None` when `zone` is not a domain name.
-    pub(crate) fn new(zone: &str, gateway: Ipv4Addr, hosts: PathBuf) -> Option<Self> {
+    pub(crate) fn new(zone: &str, gateway: Gateway, hosts: PathBuf) -> Option<Self> {
         let zone = absolute(zone).filter(|zone| !zone.is_root())?;
         Some(Self {
             gateway_name: zone.prepend_label("gateway").ok()?,
             zone,
-            gateway: gateway.into(),
+            gateway,
             hosts: Followed::new(hosts, parse_hosts),
             leases: Mutex::default(),
         })
@@ -93,16 +100,14 @@ impl Local {
             return Some(vec![self.start_of_authority().data]);
         }
         if *name == self.gateway_name {
-            return Some(addresses([self.gateway]));
+            return Some(addresses(self.gateway.addresses()));
         }
         let hosts = self.hosts.current();
         let leases = locked(&self.leases);
         if let Some(found) = hosts.addresses.get(name).or_else(|| leases.addresses.get(name)) {
-            // The host's loopback is not the guest's: there the host is the gateway.
-            let as_seen = |&address: &IpAddr| if address.is_loopback() { self.gateway } else { address };
-            return Some(addresses(found.iter().map(as_seen)));
+            return Some(addresses(found.iter().filter_map(|address| self.gateway.view(*address))));
         }
-        let owner = if *name == Name::from(self.gateway) {
+        let owner = if self.gateway.addresses().any(|address| *name == Name::from(address)) {
             self.gateway_name.clone()
         } else if [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].map(IpAddr::into).contains(name) {
             absolute("localhost")?
@@ -117,6 +122,21 @@ impl Local {
         let mailbox = absolute("nobody.invalid").unwrap_or_default();
         let soa = SOA::new(self.gateway_name.clone(), mailbox, 1, 3600, 600, 86_400, TTL);
         Record::from_rdata(self.zone.clone(), TTL, RData::SOA(soa))
+    }
+}
+
+impl Gateway {
+    fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        self.ipv4.map(IpAddr::from).into_iter().chain(self.ipv6.map(IpAddr::from))
+    }
+
+    /// How guests see an address of the host's. Its loopback is not theirs: there the host is the gateway,
+    /// of the same kind of IP where they have it.
+    fn view(self, address: IpAddr) -> Option<IpAddr> {
+        if !address.is_loopback() {
+            return Some(address);
+        }
+        self.addresses().find(|own| own.is_ipv4() == address.is_ipv4()).or(self.addresses().next())
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, NULL, PTR, SVCB, TXT};
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use usernet_dns::{Config, Resolver, Transport};
@@ -53,6 +53,10 @@ async fn ask_over(resolver: &Resolver, query: &Message, transport: Transport) ->
 
 fn a(of: &str, ttl: u32, last: u8) -> Record {
     Record::from_rdata(name(of), ttl, RData::A(A::new(192, 0, 2, last)))
+}
+
+fn aaaa(address: &str) -> RData {
+    RData::AAAA(AAAA(address.parse().unwrap()))
 }
 
 fn data(answer: &Message) -> Vec<RData> {
@@ -502,7 +506,7 @@ async fn hosts_file_is_honoured_and_followed() {
         data(&ask(&resolver, &query("myhost.", RecordType::A)).await),
         [RData::A(A::new(10, 0, 2, 2))]
     );
-    assert!(data(&ask(&resolver, &query("myhost.", RecordType::AAAA)).await).is_empty());
+    assert_eq!(data(&ask(&resolver, &query("myhost.", RecordType::AAAA)).await), [aaaa("fd00::2")]);
     assert!(upstream.asked().is_empty());
 
     std::fs::write(&hosts, "198.51.100.8 printer.lan\n").unwrap();
@@ -527,6 +531,7 @@ async fn local_names() {
     let data_of = async |of: &str, kind| data(&ask(&resolver, &query(of, kind)).await);
 
     assert_eq!(data_of("Gateway.usernet.internal.", RecordType::A).await, [RData::A(A::new(10, 0, 2, 2))]);
+    assert_eq!(data_of("gateway.usernet.internal.", RecordType::AAAA).await, [aaaa("fd00::2")]);
     assert_eq!(data_of("vm.usernet.internal.", RecordType::A).await, [RData::A(A::new(10, 0, 2, 15))]);
     assert_eq!(data_of("vm.usernet.internal.", RecordType::AAAA).await.len(), 1);
     assert_eq!(data_of("localhost.", RecordType::A).await, [RData::A(A::new(127, 0, 0, 1))]);
@@ -535,13 +540,16 @@ async fn local_names() {
         ("2.2.0.10.in-addr.arpa.", "gateway.usernet.internal."),
         ("15.2.0.10.in-addr.arpa.", "vm.usernet.internal."),
         ("1.0.0.127.in-addr.arpa.", "localhost."),
+        (&arpa("fd00::2"), "gateway.usernet.internal."),
+        (&arpa("fd00::15"), "vm.usernet.internal."),
+        (&arpa("::1"), "localhost."),
     ] {
         assert_eq!(data_of(arpa, RecordType::PTR).await, [RData::PTR(PTR(name(expected)))]);
     }
 
     // Types that they lack: the name exists all the same.
     for of in ["gateway.usernet.internal.", "usernet.internal."] {
-        let answer = ask(&resolver, &query(of, RecordType::AAAA)).await;
+        let answer = ask(&resolver, &query(of, RecordType::MX)).await;
         assert_eq!((code(&answer), answer.answers.len()), (ResponseCode::NoError, 0));
         assert!(answer.metadata.authoritative && answer.authorities[0].record_type() == RecordType::SOA);
     }
@@ -563,11 +571,39 @@ async fn local_names() {
     );
 }
 
+#[tokio::test]
+async fn a_network_of_one_kind_of_ip_has_names_of_that_kind() {
+    let upstream = Upstream::start(|_, _| None).await;
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "127.0.1.1 four\n::1 six\n").unwrap();
+    let both = Config { hosts, ..config(&[&upstream]) };
+    let (v4, v6) = (RData::A(A::new(10, 0, 2, 2)), aaaa("fd00::2"));
+    for (config, has, lacks, only) in [
+        (Config { gateway6: None, ..both.clone() }, RecordType::A, RecordType::AAAA, v4),
+        (Config { gateway: None, ..both.clone() }, RecordType::AAAA, RecordType::A, v6),
+    ] {
+        let resolver = Resolver::new(config).unwrap();
+        // Where the host is only reached one way, a name for its loopback leads there.
+        for of in ["gateway.usernet.internal.", "four.", "six."] {
+            assert_eq!(data(&ask(&resolver, &query(of, has)).await), std::slice::from_ref(&only), "{of}");
+            let answer = ask(&resolver, &query(of, lacks)).await;
+            assert_eq!((code(&answer), answer.answers.len()), (ResponseCode::NoError, 0), "{of} {lacks}");
+        }
+    }
+    assert!(upstream.asked().is_empty());
+}
+
 #[test]
 fn zone_must_be_a_name() {
     for zone in ["", ".", "a..b"] {
         assert!(Resolver::new(Config { zone: zone.into(), ..Config::default() }).is_err(), "{zone:?}");
     }
+}
+
+/// The name of an address, for PTR.
+fn arpa(address: &str) -> String {
+    Name::from(address.parse::<IpAddr>().unwrap()).to_ascii()
 }
 
 /// A query behind its length.

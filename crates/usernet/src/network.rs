@@ -55,7 +55,8 @@ impl Network {
         let (capture, capture_thread) = captured.unzip();
         let resolver = Resolver::new(usernet_dns::Config {
             upstreams: config.dns_upstreams.clone(),
-            gateway: config.gateway,
+            gateway: config.ipv4.then_some(config.gateway),
+            gateway6: config.net6.as_ref().map(|net| net.gateway),
             // A few times what one guest may ask at once.
             max_in_flight: 1024,
             ..usernet_dns::Config::default()

@@ -66,11 +66,17 @@ fn answers_are_kept_for_their_time_to_live() {
 #[test]
 fn the_network_has_names_of_its_own() {
     let world = World::new();
-    let outcome = world.exec(
-        &[],
-        &format!("dig +short @{NAMESERVER} gateway.usernet.internal A; dig @{NAMESERVER} gateway.usernet.internal AAAA"),
-    );
-    assert!(outcome.ok().starts_with("10.0.2.2\n"), "{outcome}");
     // An NXDOMAIN for the one type would unmake the name for resolvers that ask for both.
-    assert!(outcome.ok().contains("status: NOERROR"), "{outcome}");
+    for (options, server, answers) in [
+        (&[][..], NAMESERVER.to_string(), "10.0.2.2\nfd00::2\ngateway.usernet.internal.\n"),
+        (&["--ipv4-only"], NAMESERVER.to_string(), "10.0.2.2\n"),
+        (&["--ipv6-only"], "fd00::3".to_owned(), "fd00::2\ngateway.usernet.internal.\n"),
+    ] {
+        let dig = format!("dig +tries=1 @{server} gateway.usernet.internal");
+        let whole = world.exec(options, &format!("{dig} A; {dig} AAAA"));
+        assert_eq!(whole.ok().matches("status: NOERROR").count(), 2, "{options:?}: {whole}");
+        let back = "dig +tries=1 +short -x fd00::2";
+        let short = world.exec(options, &format!("{dig} +short A; {dig} +short AAAA; {back} @{server}"));
+        assert_eq!(short.ok(), answers, "{options:?}");
+    }
 }
