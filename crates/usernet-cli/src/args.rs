@@ -179,6 +179,12 @@ pub(crate) struct NetworkArgs {
     /// more: below that, guests have none.
     #[arg(long, value_name = "PREFIX", conflicts_with = "ipv4_only")]
     pub(crate) net6: Option<Prefix6>,
+    /// The IPv6 gateway: the host, as guests see it [default: fd00::2]
+    #[arg(long, value_name = "ADDR", value_parser = parse_ipv6, conflicts_with = "ipv4_only")]
+    pub(crate) host6: Option<Ipv6Addr>,
+    /// The DNS server's IPv6 address, as guests see it [default: fd00::3]
+    #[arg(long, value_name = "ADDR", value_parser = parse_ipv6, conflicts_with = "ipv4_only")]
+    pub(crate) dns6: Option<Ipv6Addr>,
     /// Give guests IPv4 and no IPv6
     #[arg(long, short = '4')]
     pub(crate) ipv4_only: bool,
@@ -191,6 +197,9 @@ pub(crate) struct NetworkArgs {
     /// The first address that DHCP gives out [default: 10.0.2.15]
     #[arg(long, value_name = "ADDR", value_parser = parse_ipv4)]
     pub(crate) dhcp_start: Option<Ipv4Addr>,
+    /// The first address that DHCPv6 gives out [default: fd00::15]
+    #[arg(long, value_name = "ADDR", value_parser = parse_ipv6, conflicts_with = "ipv4_only")]
+    pub(crate) dhcp6_start: Option<Ipv6Addr>,
     /// The host name that DHCP gives to guests
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
@@ -322,11 +331,19 @@ impl NetworkArgs {
 
     /// The IPv6 network: the one that is asked for, or the default where the MTU allows one.
     fn net6(&self) -> Option<Net6> {
-        match &self.net6 {
-            Some(net) => Some(Net6::for_prefix(net.prefix, net.len)),
-            None if self.ipv6_only => Some(Net6::default()),
-            None => (!self.ipv4_only && self.mtu.is_none_or(|mtu| mtu >= IPV6_MIN_MTU)).then(Net6::default),
-        }
+        let net = match &self.net6 {
+            Some(net) => Net6::for_prefix(net.prefix, net.len),
+            None => Net6::default(),
+        };
+        let of_it = [self.host6, self.dns6, self.dhcp6_start];
+        let asked = self.ipv6_only || self.net6.is_some() || of_it.iter().any(Option::is_some);
+        let possible = !self.ipv4_only && self.mtu.is_none_or(|mtu| mtu >= IPV6_MIN_MTU);
+        (asked || possible).then(|| Net6 {
+            gateway: self.host6.unwrap_or(net.gateway),
+            dns: self.dns6.unwrap_or(net.dns),
+            dhcp_start: self.dhcp6_start.unwrap_or(net.dhcp_start),
+            ..net
+        })
     }
 }
 
@@ -405,8 +422,15 @@ fn number<T: FromStr + Copy + Into<u16>>(
 
 fn parse_ipv4(text: &str) -> Result<Ipv4Addr, &'static str> {
     text.parse().map_err(|_| match text.parse::<Ipv6Addr>() {
-        Ok(_) => "IPv6 addresses follow from --net6: the gateway has ::2, the DNS server ::3, DHCPv6 begins at ::15",
+        Ok(_) => "an IPv6 address is given with --host6, --dns6 or --dhcp6-start",
         Err(_) => "give an IPv4 address, such as 10.0.2.3",
+    })
+}
+
+fn parse_ipv6(text: &str) -> Result<Ipv6Addr, &'static str> {
+    text.parse().map_err(|_| match text.parse::<Ipv4Addr>() {
+        Ok(_) => "an IPv4 address is given with --host, --dns or --dhcp-start",
+        Err(_) => "give an IPv6 address, such as fd00::3",
     })
 }
 
@@ -483,6 +507,15 @@ mod tests {
     }
 
     #[test]
+    fn the_ipv6_network_may_be_laid_out_otherwise() {
+        let options = "--net6 fd07::/64 --host6 fd07::1 --dns6 fd07::53 --dhcp6-start fd07::100";
+        let [gateway, dns, dhcp_start] =
+            ["fd07::1", "fd07::53", "fd07::100"].map(|address| address.parse().unwrap());
+        let net = Net6::for_prefix("fd07::".parse().unwrap(), 64);
+        assert_eq!(config(options).unwrap().net6, Some(Net6 { gateway, dns, dhcp_start, ..net }));
+    }
+
+    #[test]
     fn a_network_may_have_a_mask() {
         assert_eq!(config("--net 10.9.0.0/255.255.0.0").unwrap().prefix_len, 16);
         assert!(config("--net 10.9.0.0/255.0.255.0").unwrap_err().contains("such as 10.0.2.0/24"));
@@ -502,8 +535,13 @@ mod tests {
             ("--listn unix:/tmp/sock", "--listen"),
             ("--ready-fd 1", "--ready-fd"),
             ("--mtu 70000", "576 to 65520"),
-            ("--host fd00::9", "--net6: the gateway has ::2, the DNS server ::3"),
-            ("--dns fd00::3", "--net6: the gateway has ::2, the DNS server ::3"),
+            ("--host fd00::9", "is given with --host6, --dns6"),
+            ("--dns6 10.0.2.3", "is given with --host, --dns"),
+            ("--host6 one.one", "such as fd00::3"),
+            ("--host6 fd01::9", "is no host's address in fd00::/64: choose one, such as fd00::2"),
+            ("--dns6 fd00::2", "both the IPv6 gateway and the IPv6 DNS server"),
+            ("-4 --dhcp6-start fd00::9", "'--ipv4-only' cannot be used with '--dhcp6-start <ADDR>'"),
+            ("--mtu 1000 --host6 fd00::9", "too small for IPv6"),
             ("--dns one.one", "such as 10.0.2.3"),
             ("--net6 fd00::/0", "such as fd00::/64"),
             ("-4 --net6 fd00::/64", "'--ipv4-only' cannot be used with '--net6 <PREFIX>'"),
