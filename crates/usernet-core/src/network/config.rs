@@ -79,7 +79,9 @@ pub struct Limits {
     pub dns_streams: usize,
     /// MAC addresses that the switch knows of a guest. No more are learnt.
     pub macs: usize,
-    /// IP addresses that the network knows of a guest. No more are learnt.
+    /// IP addresses that the network knows of a guest, those that were leased to it aside. For one more, the
+    /// one goes that the guest has turned to longest ago: it is learnt again when the guest uses it, or
+    /// answers who asks for it.
     pub addresses: usize,
     /// Forwarded connections, of all guests together, that wait for a guest to be found.
     pub unresolved: usize,

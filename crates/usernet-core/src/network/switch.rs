@@ -1,6 +1,7 @@
 //! Who is where: ports, MAC addresses and IP addresses of guests.
 //!
-//! The first port that uses an address keeps it until it goes: only a lease can take an IP address over.
+//! The first port that uses an address keeps it until it goes, or has used too many others since: only a
+//! lease can take an IP address over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -25,19 +26,20 @@ pub(super) struct Switch {
     pub(super) epoch: u64,
 }
 
-/// A port, and how many addresses are known of it.
+/// A port, and what is known of it.
 #[derive(Debug)]
 struct Member {
     home: WorkerId,
     macs: usize,
-    addresses: usize,
+    /// The IP addresses that it was never leased, the one that is first to go first.
+    learnt: Vec<IpAddr>,
     conflict_told: bool,
 }
 
 impl Switch {
     /// Adds a port, or another queue of one: its home is where its first queue is.
     pub(super) fn add(&mut self, port: PortId, home: WorkerId) {
-        let member = Member { home, macs: 0, addresses: 0, conflict_told: false };
+        let member = Member { home, macs: 0, learnt: Vec::new(), conflict_told: false };
         self.ports.entry(port).or_insert(member);
     }
 
@@ -77,38 +79,38 @@ impl Switch {
         self.macs.get(&mac).copied()
     }
 
-    /// Returns whether the address was not known before.
+    /// Returns whether the address was not known before. Where there is no room for one more, the port's
+    /// least recently learnt goes. That is no news to others (the epoch stays): whoever wants it asks for it.
     pub(super) fn learn_address(&mut self, addr: IpAddr, at: Neighbour, limits: &Limits) -> bool {
-        match self.neighbours.get_mut(&addr) {
-            Some(known) if known.port == at.port => {
-                known.mac = at.mac;
-                false
-            }
-            Some(_) => false,
-            None => {
-                let Some(member) = self.ports.get_mut(&at.port).filter(|m| m.addresses < limits.addresses)
-                else {
-                    return false;
-                };
-                member.addresses += 1;
-                self.neighbours.insert(addr, at);
-                true
-            }
+        let known = self.neighbours.get(&addr);
+        if known.is_some_and(|known| known.port != at.port) {
+            return false;
         }
+        let Some(member) = self.ports.get_mut(&at.port) else { return false };
+        let place = member.learnt.iter().position(|learnt| *learnt == addr);
+        let is_new = known.is_none();
+        if is_new && member.learnt.len() >= limits.addresses.max(1) {
+            self.neighbours.remove(&member.learnt.remove(0));
+        }
+        if let Some(place) = place {
+            member.learnt.remove(place);
+        }
+        if is_new || place.is_some() {
+            member.learnt.push(addr);
+        }
+        self.neighbours.insert(addr, at);
+        is_new
     }
 
     /// A lease says who an address belongs to, whatever was learnt before. Returns whether it was
     /// another's, or nobody's.
     pub(super) fn assign_address(&mut self, addr: IpAddr, at: Neighbour) -> bool {
         let old = self.neighbours.insert(addr, at);
+        if let Some(member) = old.and_then(|old| self.ports.get_mut(&old.port)) {
+            member.learnt.retain(|learnt| *learnt != addr);
+        }
         if old.is_some_and(|old| old.port == at.port) {
             return false;
-        }
-        if let Some(member) = old.and_then(|old| self.ports.get_mut(&old.port)) {
-            member.addresses = member.addresses.saturating_sub(1);
-        }
-        if let Some(member) = self.ports.get_mut(&at.port) {
-            member.addresses += 1;
         }
         self.epoch += 1;
         true
@@ -116,5 +118,40 @@ impl Switch {
 
     pub(super) fn neighbour(&self, addr: IpAddr) -> Option<Neighbour> {
         self.neighbours.get(&addr).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_a_guest_makes_up_push_out_its_oldest_and_no_lease() {
+        let limits = Limits { addresses: 3, ..Limits::default() };
+        let mut switch = Switch::default();
+        let at = |port| Neighbour { port: PortId(port), mac: MacAddr([2, 0, 0, 0, 0, 1]) };
+        let addr = |last: u8| IpAddr::from([10, 0, 2, last]);
+        switch.add(PortId(1), WorkerId(0));
+        switch.add(PortId(2), WorkerId(0));
+        assert!(switch.learn_address(addr(1), at(1), &limits));
+        assert!(switch.learn_address(addr(2), at(1), &limits));
+        assert!(switch.learn_address(addr(9), at(2), &limits));
+        // One that was learnt and then leased counts no more.
+        assert!(!switch.assign_address(addr(1), at(1)));
+        for last in 3..=4 {
+            assert!(switch.learn_address(addr(last), at(1), &limits));
+        }
+        assert!(!switch.learn_address(addr(2), at(1), &limits));
+        assert!(!switch.learn_address(addr(9), at(1), &limits), "another's stays another's");
+        let epoch = switch.epoch;
+        assert!(switch.learn_address(addr(5), at(1), &limits));
+        let known = |switch: &Switch| {
+            (1..=9).filter(|last| switch.neighbour(addr(*last)).is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!((known(&switch), switch.epoch), (vec![1, 2, 4, 5, 9], epoch));
+        // One that was pushed out may come back, or be another's.
+        assert!(switch.learn_address(addr(3), at(2), &limits));
+        switch.remove(PortId(1));
+        assert_eq!(known(&switch), [3, 9]);
     }
 }
