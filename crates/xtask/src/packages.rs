@@ -25,8 +25,12 @@ const NET: &[Program] = &[
     program("dig", "dnsutils"),
     program("ip", "iproute2"),
     program("iperf3", "iperf3"),
+    program("nmap", "nmap"),
     program("ping", "iputils-ping"),
+    program("rdisc6", "ndisc6"),
     program("socat", "socat"),
+    program("tracepath", "iputils-tracepath"),
+    program("traceroute", "traceroute"),
     program("tshark", "tshark"),
     program("udhcpc", "udhcpc"),
 ];
