@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
+use usernet_benches::Family;
 use usernet_benches::relay::Relay;
 use usernet_core::offload::Checksum;
 use usernet_core::port::PortId;
@@ -105,13 +106,13 @@ fn timers(bencher: Bencher<'_, '_>, others: u64) {
 /// The core's work for a guest's segment with this much payload: in, and the acknowledgement out.
 #[divan::bench(args = [1460, 65_000])]
 fn relay_guest_to_host(bencher: Bencher<'_, '_>, payload: usize) {
-    let mut relay = Relay::new(1500, payload);
+    let mut relay = Relay::new(Family::V4, 1500, payload);
     bencher.counter(BytesCount::new(payload)).bench_local(|| relay.guest_sends());
 }
 
 /// The core's work for this many bytes to a guest: the peeks, the headers, and the acknowledgement in.
 #[divan::bench(args = [1460, 65_536])]
 fn relay_host_to_guest(bencher: Bencher<'_, '_>, len: u32) {
-    let mut relay = Relay::new(1500, 0);
+    let mut relay = Relay::new(Family::V4, 1500, 0);
     bencher.counter(BytesCount::new(len)).bench_local(|| relay.host_sends(len));
 }

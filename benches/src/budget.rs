@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -14,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde_json::Value;
 
-use crate::Programs;
+use crate::{Family, Programs};
 
 /// How much more than its budget something may cost: other compilers and C libraries count differently.
 const TOLERANCE: f64 = 1.05;
@@ -72,44 +73,58 @@ pub fn accept(programs: &Programs, budget: &Path) -> Result<()> {
 /// Counts everything; what varies, until it is within the budget or there is no hope.
 fn count(programs: &Programs, budgets: &Costs) -> Result<Costs> {
     let mut costs = Costs::new();
-    for (work, what) in [
-        ("out-segments", "guest to host, segments of 1460 bytes"),
-        ("out-super", "guest to host, one frame"),
-        ("in", "host to guest"),
-    ] {
-        let cost = instructions(&programs.core_load, work)?;
-        costs.insert(format!("core instructions per 64 KiB: {what}"), cost);
-    }
-    costs.insert("core bytes per flow of 100,000".into(), bytes_per_flow(&programs.core_load, 100_000)?);
-    for (work, what) in [("tcp-out", "guest to host"), ("tcp-in", "host to guest")] {
-        let name = format!("system calls per 64 KiB: {what}, MTU 1500");
-        let mut counts = Vec::new();
-        let cost = loop {
-            counts.push(system_calls(programs, work)?);
-            counts.sort_unstable_by(f64::total_cmp);
-            if counts.len() < RUNS {
-                continue;
-            }
-            let least = counts.first().copied().unwrap_or(f64::INFINITY);
-            match budgets.get(&name) {
-                Some(budget) if least > budget * TOLERANCE && counts.len() < MOST_RUNS => {}
-                Some(_) => break least,
-                None => break counts.get(RUNS / 2).copied().unwrap_or(least),
-            }
+    for family in Family::ALL {
+        let segments = match family {
+            Family::V4 => "guest to host, segments of 1460 bytes",
+            Family::V6 => "guest to host, segments of 1440 bytes",
         };
-        costs.insert(name, (cost * 100.0).round() / 100.0);
+        for (work, what) in [
+            ("out-segments", segments),
+            ("out-super", "guest to host, one frame"),
+            ("in", "host to guest"),
+            ("udp-out", "guest to host, datagrams of 1400 bytes"),
+            ("udp-in", "host to guest, datagrams of 1400 bytes"),
+        ] {
+            let cost = instructions(&programs.core_load, family, work)?;
+            costs.insert(format!("core instructions per 64 KiB: {what}{}", family.suffix()), cost);
+        }
+        let bytes = bytes_per_flow(&programs.core_load, family, 100_000)?;
+        costs.insert(format!("core bytes per flow of 100,000{}", family.suffix()), bytes);
+        for (work, what) in [("tcp-out", "guest to host"), ("tcp-in", "host to guest")] {
+            let name = format!("system calls per 64 KiB: {what}, MTU 1500{}", family.suffix());
+            let cost = least_system_calls(programs, family, work, budgets.get(&name).copied())?;
+            costs.insert(name, (cost * 100.0).round() / 100.0);
+        }
     }
     Ok(costs)
 }
 
+/// The system calls for 64 KiB: the least of several runs where there is a budget, else the median.
+fn least_system_calls(programs: &Programs, family: Family, work: &str, budget: Option<f64>) -> Result<f64> {
+    let mut counts = Vec::new();
+    loop {
+        counts.push(system_calls(programs, family, work)?);
+        counts.sort_unstable_by(f64::total_cmp);
+        if counts.len() < RUNS {
+            continue;
+        }
+        let least = counts.first().copied().unwrap_or(f64::INFINITY);
+        match budget {
+            Some(budget) if least > budget * TOLERANCE && counts.len() < MOST_RUNS => {}
+            Some(_) => return Ok(least),
+            None => return Ok(counts.get(RUNS / 2).copied().unwrap_or(least)),
+        }
+    }
+}
+
 /// Instructions of the core for 64 KiB: what twenty times as much costs more, so that the start of the
 /// program does not count.
-fn instructions(core_load: &Path, work: &str) -> Result<f64> {
+fn instructions(core_load: &Path, family: Family, work: &str) -> Result<f64> {
     let collect = |amount: u32| -> Result<f64> {
         let output = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
             .arg(core_load)
-            .args([work, &amount.to_string()])
+            .args(load(family, work, amount))
             .output()
             .context("cannot run valgrind")?;
         let output = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -120,15 +135,23 @@ fn instructions(core_load: &Path, work: &str) -> Result<f64> {
 }
 
 /// Resident memory of the core for each of `flows` idle TCP flows.
-pub(crate) fn bytes_per_flow(core_load: &Path, flows: u32) -> Result<f64> {
-    let output = Command::new(core_load).args(["flows", &flows.to_string()]).output()?;
+pub(crate) fn bytes_per_flow(core_load: &Path, family: Family, flows: u32) -> Result<f64> {
+    let output = Command::new(core_load).args(load(family, "flows", flows)).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
 }
 
+/// What `usernet-core-load` is called with.
+fn load(family: Family, work: &str, amount: u32) -> [String; 3] {
+    let family = if family == Family::V4 { "4" } else { "6" };
+    [work.to_owned(), amount.to_string(), format!("--family={family}")]
+}
+
 /// System calls of `usernet exec` while its guest moves bytes, for each 64 KiB. Its start does not count.
-fn system_calls(programs: &Programs, work: &str) -> Result<f64> {
-    let mut server = Command::new(&programs.load).arg("serve").stdout(Stdio::piped()).spawn()?;
-    let counted = moving(programs, work, &mut server);
+fn system_calls(programs: &Programs, family: Family, work: &str) -> Result<f64> {
+    let mut server = Command::new(&programs.load);
+    server.args(["serve", "--address", if family == Family::V4 { "127.0.0.1" } else { "::1" }]);
+    let mut server = server.stdout(Stdio::piped()).spawn()?;
+    let counted = moving(programs, family, work, &mut server);
     server.kill()?;
     server.wait()?;
     let (calls, output) = counted?;
@@ -138,12 +161,13 @@ fn system_calls(programs: &Programs, work: &str) -> Result<f64> {
     Ok((calls - start) / (moved / 65_536.0))
 }
 
-fn moving(programs: &Programs, work: &str, server: &mut Child) -> Result<(f64, String)> {
+fn moving(programs: &Programs, family: Family, work: &str, server: &mut Child) -> Result<(f64, String)> {
     let stdout = server.stdout.take().context("the server has no output")?;
     let mut ports = String::new();
     BufReader::new(stdout).read_line(&mut ports)?;
     let ports: Value = serde_json::from_str(&ports)?;
-    let address = format!("10.0.2.2:{}", ports.get("tcp").context("the server has no port")?);
+    let port = ports.get("tcp").and_then(Value::as_u64).context("the server has no port")?;
+    let address = SocketAddr::new(family.gateway(), u16::try_from(port)?).to_string();
     let work: [&OsStr; 4] = [work.as_ref(), address.as_ref(), "--time".as_ref(), "1500".as_ref()];
     trace(programs, &[&[programs.load.as_os_str()], work.as_slice()].concat())
 }

@@ -6,6 +6,7 @@
 
 mod chart;
 mod contender;
+mod guest;
 mod machine;
 mod marks;
 mod report;
@@ -23,8 +24,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::{Programs, budget};
-use contender::{Contender, Guest, Lab};
+use crate::{Family, Programs, budget};
+use contender::{Contender, Lab};
+use guest::Guest;
 use report::Report;
 use work::{CORE_FLOWS, Figure, HOLD, IDLE, Kind, MTUS, Place, Times, Work};
 
@@ -56,6 +58,9 @@ pub struct Options {
     /// "memory". Patterns that name contenders choose among those, all others among the work.
     #[arg(long, value_name = "PATTERN")]
     pub only: Vec<String>,
+    /// Only over this Internet Protocol [default: both]
+    #[arg(long, value_name = "PROTOCOL")]
+    pub family: Option<Family>,
     /// Write all samples to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -159,6 +164,7 @@ impl Choice {
             work: Work::all()
                 .into_iter()
                 .filter(|work| chosen(&work.name, &works) && (work.quick || !options.quick))
+                .filter(|work| options.family.is_none_or(|family| work.family == family))
                 .collect(),
             memory: chosen("memory", &works),
         })
@@ -296,8 +302,19 @@ impl Run {
         [without, with]: [&mut Guest; 2],
     ) -> Result<()> {
         let [some, many] = IDLE;
-        with.hold(some, HOLD)?;
-        for work in works.iter().filter(|work| work.suits(contender)) {
+        let works: Vec<_> = works.iter().filter(|work| work.suits(contender)).collect();
+        // As many of each family that there is work of.
+        let mut families: Vec<_> = works.iter().map(|work| work.family).collect();
+        families.sort();
+        families.dedup();
+        if families.is_empty() {
+            families.push(Family::V4);
+        }
+        let hold = |guest: &mut Guest, count| {
+            families.iter().try_for_each(|family| guest.hold(*family, count / families.len(), HOLD))
+        };
+        hold(with, some)?;
+        for work in works {
             if self.is_over() {
                 return Ok(());
             }
@@ -322,7 +339,7 @@ impl Run {
             }
         }
         if self.choice.memory && !self.is_over() {
-            with.hold(many - some, HOLD)?;
+            hold(with, many - some)?;
             self.add_resident(round, contender, with, &format!("with {many} idle flows"));
         }
         Ok(())
@@ -335,14 +352,17 @@ impl Run {
                 self.add_resident(round, contender, guest, "at start");
             }
         }
-        if self.choice.contenders.contains(&Contender::Usernet) {
-            match budget::bytes_per_flow(&self.lab.core_load, CORE_FLOWS) {
+        if !self.choice.contenders.contains(&Contender::Usernet) {
+            return;
+        }
+        for family in Family::ALL {
+            let row = marks::core_memory(family);
+            match budget::bytes_per_flow(&self.lab.core_load, family, CORE_FLOWS) {
                 Ok(bytes) => {
-                    let row = marks::CORE_MEMORY.into();
                     let value = bytes * f64::from(CORE_FLOWS) / 1e6;
                     self.report.add(round, Contender::Usernet, Figure { kind: Kind::Memory, row, value });
                 }
-                Err(error) => self.report.fail(Contender::Usernet, marks::CORE_MEMORY, &error),
+                Err(error) => self.report.fail(Contender::Usernet, &row, &error),
             }
         }
     }

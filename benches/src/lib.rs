@@ -8,7 +8,10 @@
 
 pub mod budget;
 pub mod compare;
+mod family;
 pub mod relay;
+
+pub use family::Family;
 
 use std::path::PathBuf;
 

@@ -4,24 +4,23 @@
 //! as an ordinary user, in namespaces that go with their processes, and find free ports themselves.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rustix::process::geteuid;
 use serde_json::Value;
 
+use super::guest::Guest;
 use super::machine::{self, Netdev};
 use super::shell::Shell;
-use crate::Programs;
+use crate::{Family, Programs};
 
 /// How long a contender may take to start.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How long a machine may take to boot on an emulated processor.
-const BOOT: Duration = Duration::from_secs(60);
 /// An ordinary user's number. It need not have a name.
 const ORDINARY: u32 = 12345;
 
@@ -124,24 +123,29 @@ impl Contender {
 
     /// Starts it with this MTU; it is there when [`Guest::settle`] says so.
     pub(super) fn start(self, lab: &Lab, mtu: u16) -> Result<Guest> {
-        let servers = lab.servers.as_ref().context("there are no servers")?.1.clone();
-        let gateway = |servers: Servers| Servers { host: "10.0.2.2".into(), ..servers };
+        let servers: Vec<_> = lab.servers.iter().map(|(_, servers)| *servers).collect();
+        let at_gateway = || servers.iter().map(|servers| servers.at_gateway()).collect();
         let complaints = lab.folder.join(format!("{}-{mtu}.log", self.name()));
         let shell = |command: &mut Command| Shell::start(command, complaints.clone());
         let mtu = mtu.to_string();
         Ok(match self {
             Self::Loopback => Guest::new(shell(&mut lab.user("sh"))?, servers),
             Self::Socat => {
-                let log = complaints.with_extension("relay.log");
-                let mut command = lab.user("socat");
-                command.args(["-b", "131072", "-d", "-d", "TCP-LISTEN:0,bind=127.0.0.1,fork,nodelay"]);
-                command.arg(format!("TCP:{},nodelay", servers.tcp()));
-                let relay = Shell::start(&mut command, log.clone())?;
-                let mut guest = Guest::new(shell(&mut lab.user("sh"))?, servers);
-                guest.attach(relay);
-                let port = format!("grep -o 'listening on .*' '{}' | grep -o '[0-9]*$'", log.display());
-                guest.wait_for(&port, PATIENCE).context("socat does not listen")?;
-                guest.servers.tcp = guest.shell.run(&port, PATIENCE)?.trim().to_owned();
+                let mut guest = Guest::new(shell(&mut lab.user("sh"))?, Vec::new());
+                for servers in servers {
+                    let log = complaints.with_extension(format!("{:?}.log", servers.family()));
+                    let mut command = lab.user("socat");
+                    let listen = match servers.family() {
+                        Family::V4 => "TCP4-LISTEN:0,bind=127.0.0.1,fork,nodelay",
+                        Family::V6 => "TCP6-LISTEN:0,bind=[::1],fork,nodelay",
+                    };
+                    command.args(["-b", "131072", "-d", "-d", listen]);
+                    command.arg(format!("TCP:{},nodelay", servers.tcp()));
+                    guest.attach(Shell::start(&mut command, log.clone())?);
+                    let port = format!("grep -o 'listening on .*' '{}' | grep -o '[0-9]*$'", log.display());
+                    let port = guest.wait_for(&port, PATIENCE).context("socat does not listen")?;
+                    guest.servers.push(Servers { tcp: port.trim().parse()?, ..servers });
+                }
                 guest
             }
             Self::Veth => {
@@ -149,8 +153,8 @@ impl Contender {
                 command.args(["--user", "--map-root-user", "--net", "sh", "-c", VETH]);
                 command.args(["sh", &mtu]);
                 let shell = shell(&mut command)?;
-                let servers = Servers::parse(&shell.line(PATIENCE)?)?;
-                Guest::new(shell, gateway(servers))
+                let servers = Family::ALL.map(|_| Ok(Servers::parse(&shell.line(PATIENCE)?)?.at_gateway()));
+                Guest::new(shell, servers.into_iter().collect::<Result<_>>()?)
             }
             Self::Slirp4netns => {
                 let mut command = lab.user("unshare");
@@ -159,10 +163,10 @@ impl Contender {
                 shell.line(PATIENCE)?;
                 let log = complaints.with_extension("relay.log");
                 let mut command = lab.user("slirp4netns");
-                command.args(["--configure", "--mtu", &mtu, "--exit-fd=0", "--ready-fd=1"]);
-                command.args([&shell.pid().to_string(), "tap0"]);
+                command.args(["--configure", "--enable-ipv6", "--mtu", &mtu]);
+                command.args(["--exit-fd=0", "--ready-fd=1", &shell.pid().to_string(), "tap0"]);
                 let relay = Shell::start(&mut command, log)?;
-                let mut guest = Guest::new(shell, gateway(servers));
+                let mut guest = Guest::new(shell, at_gateway());
                 guest.attach(relay);
                 guest
                     .wait_for("ip -4 route | grep -q '^default.*tap0'", PATIENCE)
@@ -171,18 +175,17 @@ impl Contender {
             }
             Self::Pasta => {
                 let mut command = lab.user("pasta");
-                command.args(["--quiet", "--config-net", "--mtu", &mtu]);
-                command.args(["--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2"]);
+                command.args(["--quiet", "--config-net", "--mtu", &mtu]).args(PASST_ADDRESSES);
                 command.args(["--", "sh"]);
-                Guest::relayed(shell(&mut command)?, gateway(servers))
+                Guest::relayed(shell(&mut command)?, at_gateway())
             }
             Self::Usernet => {
                 let mut command = lab.user(&lab.usernet);
                 command.args(["exec", "--mtu", &mtu, "--", "sh"]);
-                Guest::relayed(shell(&mut command)?, gateway(servers))
+                Guest::relayed(shell(&mut command)?, at_gateway())
             }
             Self::QemuLibslirp => {
-                Guest::machine(machine::start(lab, &Netdev::User, complaints)?, None, gateway(servers))
+                Guest::machine(machine::start(lab, &Netdev::User, complaints)?, None, at_gateway())
             }
             Self::QemuPasst | Self::QemuUsernet => {
                 let socket = lab.work().join(self.name());
@@ -191,8 +194,7 @@ impl Contender {
                     lab.user(if self == Self::QemuPasst { "passt".as_ref() } else { &*lab.usernet });
                 if self == Self::QemuPasst {
                     command.args(["--foreground", "--quiet", "--one-off", "--mtu", &mtu]);
-                    command.args(["--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2"]);
-                    command.arg("--socket").arg(&socket);
+                    command.args(PASST_ADDRESSES).arg("--socket").arg(&socket);
                 } else {
                     let control = socket.with_extension("control");
                     let _ = fs::remove_file(&control);
@@ -202,55 +204,85 @@ impl Contender {
                 let relay = Shell::start(&mut command, complaints.with_extension("relay.log"))?;
                 machine::wait_for_listener(&socket, PATIENCE).with_context(|| relay.complaint())?;
                 let shell = machine::start(lab, &Netdev::Stream(socket), complaints)?;
-                Guest::machine(shell, Some(relay), gateway(servers))
+                Guest::machine(shell, Some(relay), at_gateway())
             }
         })
     }
 }
 
+/// The addresses of guests and of the host, as `passt` and `pasta` take them.
+const PASST_ADDRESSES: [&str; 10] = [
+    "--address",
+    "10.0.2.15",
+    "--netmask",
+    "24",
+    "--gateway",
+    "10.0.2.2",
+    "--address",
+    "fd00::15",
+    "--gateway",
+    "fd00::2",
+];
+
 /// The "host" has the servers and one end; the inner namespace, which the shell goes on in, the other.
-/// Each ends with the shell: the server asks for that, a namespace lives as long as who is in it.
+/// Each ends with the shell: the servers ask for that, a namespace lives as long as who is in it.
 const VETH: &str = r#"
 ip link set lo up
 "$LOAD" serve --address 0.0.0.0 &
+"$LOAD" serve --address :: &
 export HOST=$$ MTU=$1
 unshare --net sh -c '
 ip link set lo up
 ip link add veth0 mtu $MTU type veth peer name veth1 mtu $MTU netns $HOST
 ip address add 10.0.2.15/24 dev veth0
+ip address add fd00::15/64 dev veth0 nodad
 ip link set veth0 up
 nsenter --target $HOST --net ip address add 10.0.2.2/24 dev veth1
+nsenter --target $HOST --net ip address add fd00::2/64 dev veth1 nodad
 nsenter --target $HOST --net ip link set veth1 up
 exec sh'
 "#;
 
-/// Where the servers are, as their clients see it.
-#[derive(Clone, Debug)]
+/// Where the servers of one family are, as their clients see it.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Servers {
-    host: String,
-    tcp: String,
-    idle: String,
-    udp: String,
+    host: IpAddr,
+    tcp: u16,
+    idle: u16,
+    udp: u16,
 }
 
 impl Servers {
     /// Reads what `usernet-load serve` prints.
     fn parse(line: &str) -> Result<Self> {
-        let ports: Value = serde_json::from_str(line).with_context(|| format!("no ports: {line}"))?;
-        let port = |name: &str| ports.get(name).map(Value::to_string).with_context(|| name.to_owned());
-        Ok(Self { host: "127.0.0.1".into(), tcp: port("tcp")?, idle: port("idle")?, udp: port("udp")? })
+        let told: Value = serde_json::from_str(line).with_context(|| format!("no ports: {line}"))?;
+        let host = told.get("address").and_then(Value::as_str).context("no address")?.parse()?;
+        let port = |name: &str| {
+            let port = told.get(name).and_then(Value::as_u64).with_context(|| format!("no {name}"))?;
+            Ok::<_, anyhow::Error>(u16::try_from(port)?)
+        };
+        Ok(Self { host, tcp: port("tcp")?, idle: port("idle")?, udp: port("udp")? })
     }
 
-    pub(super) fn tcp(&self) -> String {
-        format!("{}:{}", self.host, self.tcp)
+    /// The same by the address that guests know the host by.
+    fn at_gateway(&self) -> Self {
+        Self { host: self.family().gateway(), ..*self }
     }
 
-    pub(super) fn idle(&self) -> String {
-        format!("{}:{}", self.host, self.idle)
+    pub(super) fn family(&self) -> Family {
+        Family::of(self.host)
     }
 
-    pub(super) fn udp(&self) -> String {
-        format!("{}:{}", self.host, self.udp)
+    pub(super) fn tcp(&self) -> SocketAddr {
+        (self.host, self.tcp).into()
+    }
+
+    pub(super) fn idle(&self) -> SocketAddr {
+        (self.host, self.idle).into()
+    }
+
+    pub(super) fn udp(&self) -> SocketAddr {
+        (self.host, self.udp).into()
     }
 }
 
@@ -262,7 +294,7 @@ pub(super) struct Lab {
     pub(super) core_load: PathBuf,
     /// What machines boot, or why they cannot.
     pub(super) image: Result<(), String>,
-    servers: Option<(Shell, Servers)>,
+    servers: Vec<(Shell, Servers)>,
 }
 
 impl Lab {
@@ -280,16 +312,20 @@ impl Lab {
             core_load: programs.core_load.clone(),
             image: machine::build(&programs.kernel, folder, &programs.load)
                 .map_err(|error| format!("{error:#}")),
-            servers: None,
+            servers: Vec::new(),
         };
         fs::create_dir(lab.work())?;
         if geteuid().is_root() {
             chown(lab.work(), Some(ORDINARY), Some(ORDINARY))?;
         }
-        let mut command = lab.user(&lab.load);
-        let shell = Shell::start(command.arg("serve"), folder.join("servers.log"))?;
-        let servers = Servers::parse(&shell.line(PATIENCE)?)?;
-        lab.servers = Some((shell, servers));
+        for address in ["127.0.0.1", "::1"] {
+            let mut command = lab.user(&lab.load);
+            command.args(["serve", "--address", address]);
+            let shell = Shell::start(&mut command, folder.join(format!("servers-{address}.log")))?;
+            let servers = shell.line(PATIENCE).and_then(|line| Servers::parse(&line));
+            let servers = servers.with_context(|| format!("there are no servers at {address}"))?;
+            lab.servers.push((shell, servers));
+        }
         Ok(lab)
     }
 
@@ -310,116 +346,4 @@ impl Lab {
         command.arg("--").arg(program.as_ref()).current_dir(self.work()).env("LOAD", &self.load);
         command
     }
-}
-
-/// A contender that runs.
-pub(super) struct Guest {
-    /// Where the work is done. Dropped first: the relay goes when its guest has gone.
-    shell: Shell,
-    /// The relay, where that is another program than the one that the shell runs in.
-    around: Option<Shell>,
-    /// The process that moves the bytes.
-    relay: Option<u32>,
-    pub(super) servers: Servers,
-    is_machine: bool,
-}
-
-impl Guest {
-    fn new(shell: Shell, servers: Servers) -> Self {
-        Self { shell, around: None, relay: None, servers, is_machine: false }
-    }
-
-    /// A virtual machine, which may have its network from another process.
-    fn machine(shell: Shell, around: Option<Shell>, servers: Servers) -> Self {
-        Self { around, is_machine: true, ..Self::new(shell, servers) }
-    }
-
-    /// Waits until all of it is set up.
-    pub(super) fn settle(&mut self) -> Result<()> {
-        if self.is_machine {
-            machine::set_up(&mut self.shell, BOOT)?;
-        }
-        self.shell.run("true", PATIENCE)?;
-        Ok(())
-    }
-
-    /// Whether it can do more work: not when the last is still not over.
-    pub(super) fn is_idle(&mut self) -> bool {
-        self.shell.run("true", Duration::from_secs(1)).is_ok()
-    }
-
-    /// A guest whose network is the process that it was started by.
-    fn relayed(shell: Shell, servers: Servers) -> Self {
-        let relay = Some(shell.pid());
-        Self { relay, ..Self::new(shell, servers) }
-    }
-
-    /// Runs a command of `usernet-load` and reads its result.
-    pub(super) fn load(&mut self, arguments: &str, patience: Duration) -> Result<Value> {
-        parse(&self.shell.run(&format!(r#""$LOAD" {arguments}"#), patience)?)
-    }
-
-    /// Has `usernet-load` hold idle connections in the background, and waits until it does.
-    pub(super) fn hold(&mut self, count: usize, patience: Duration) -> Result<()> {
-        let server = self.servers.idle();
-        let answer = format!("hold-$$-{count}");
-        let time = patience.as_millis();
-        let command = format!(r#""$LOAD" hold {server} {count} --time {time} >{answer} 2>&1 &"#);
-        self.shell.run(&command, PATIENCE)?;
-        self.wait_for(&format!("test -s {answer}"), patience + PATIENCE)
-            .with_context(|| format!("{count} idle flows were not to be had"))?;
-        let answer = self.shell.run(&format!("cat {answer}; rm {answer}"), PATIENCE)?;
-        ensure!(parse(&answer).is_ok(), "{}", answer.trim());
-        Ok(())
-    }
-
-    /// Waits until `script` succeeds.
-    fn wait_for(&mut self, script: &str, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
-        while let Err(error) = self.shell.run(script, PATIENCE) {
-            if Instant::now() > deadline {
-                return Err(error);
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
-    }
-
-    fn attach(&mut self, relay: Shell) {
-        self.relay = Some(relay.pid());
-        self.around = Some(relay);
-    }
-
-    /// The processor time that the relay has used; none where the kernel is the network.
-    pub(super) fn processor_time(&self) -> Option<Duration> {
-        let relay = self.relay?;
-        let mut ticks = ticks(relay)?;
-        // A relay with a shell of its own for a child has the guest for one; others make their children
-        // for connections.
-        if self.around.is_some() {
-            let children = fs::read_to_string(format!("/proc/{relay}/task/{relay}/children")).ok()?;
-            ticks +=
-                children.split_whitespace().filter_map(|child| self::ticks(child.parse().ok()?)).sum::<u64>();
-        }
-        Some(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
-    }
-
-    /// The resident memory of the relay in bytes.
-    pub(super) fn resident(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.relay?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-    }
-}
-
-/// The processor time of a process and of its children that have ended, in clock ticks.
-fn ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Fields 14 to 17 (man 5 proc_pid_stat), counted from behind the name, which is the second.
-    let (_, fields) = stat.rsplit_once(')')?;
-    Some(fields.split_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum())
-}
-
-fn parse(line: &str) -> Result<Value> {
-    serde_json::from_str(line.trim()).with_context(|| format!("not a result: {}", line.trim()))
 }

@@ -16,9 +16,11 @@ pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// Makes what the machine boots; the script says what that is.
 const BUILD: &str = include_str!("../../../tests/machine/build.sh");
 
-/// The address that all networks know a guest by. The MTU stays what it is when nobody says otherwise.
+/// The addresses that all networks know a guest by. The MTU stays what it is when nobody says otherwise.
 const SET_UP: &str = "\
-ip address add 10.0.2.15/24 dev eth0 && ip link set eth0 up && ip route add default via 10.0.2.2 &&
+echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad &&
+ip address add 10.0.2.15/24 dev eth0 && ip address add fd00::15/64 dev eth0 && ip link set eth0 up &&
+ip route add default via 10.0.2.2 &&
 until grep -q 1 /sys/class/net/eth0/carrier; do sleep 0.1; done";
 
 /// Where a machine's network card is plugged in.
@@ -50,7 +52,7 @@ pub(super) fn start(lab: &Lab, netdev: &Netdev, complaints: PathBuf) -> Result<S
     // What the kernel does not know goes to the environment.
     command.args(["-append", "console=ttyS0 quiet panic=-1 LOAD=/bin/usernet-load"]);
     let netdev = match netdev {
-        Netdev::User => OsString::from("user,id=net"),
+        Netdev::User => OsString::from("user,id=net,ipv6-net=fd00::/64"),
         Netdev::Stream(socket) => {
             let mut text = OsString::from("stream,id=net,server=off,addr.type=unix,addr.path=");
             text.push(socket);

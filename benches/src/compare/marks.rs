@@ -6,9 +6,12 @@ use serde_json::{Value, json};
 use super::contender::Contender;
 use super::report::{Report, Row, Samples, median, number, pairs, spread};
 use super::work::Kind;
+use crate::Family;
 
 /// The row of the core's memory, which no socket is part of.
-pub(super) const CORE_MEMORY: &str = "core alone, 100,000 idle flows";
+pub(super) fn core_memory(family: Family) -> String {
+    format!("core alone, 100,000 idle flows{}", family.suffix())
+}
 
 /// A mark, and what was measured in each round.
 struct Mark {
@@ -80,25 +83,7 @@ pub(super) fn to_json(report: &Report) -> Value {
 
 fn marks(report: &Report) -> Vec<Mark> {
     let mut marks = Marks { report, list: Vec::new() };
-    for (mtu, out, bar) in [(1500, true, 0.95), (1500, false, 1.2), (65520, true, 1.2), (65520, false, 1.3)] {
-        marks.against(&bulk(mtu, out), Contender::Socat, bar);
-    }
-    for out in [true, false] {
-        marks.against(&bulk(1500, out), Contender::Slirp4netns, 5.0);
-    }
-    marks.latency();
-    for direction in ["out", "in"] {
-        marks.against_peers(
-            Kind::Datagrams,
-            &format!("UDP {direction}, 1400 bytes, free of loss"),
-            Contender::Usernet,
-            Bar::AtLeast(3.0),
-        );
-    }
-    for out in [true, false] {
-        let row = format!("QEMU guest: {}", bulk(1500, out));
-        marks.against_peers(Kind::Bulk, &row, Contender::QemuUsernet, Bar::Above(1.0));
-    }
+    Family::ALL.into_iter().for_each(|family| marks.over(family));
     // Of the slowest round trips no run is long enough to tell 5 %.
     for row in report.rows(Kind::Beside).filter(|row| !row.name.ends_with("p99")) {
         // Of a rate no less is wanted, of a time no more.
@@ -106,8 +91,11 @@ fn marks(report: &Report) -> Vec<Mark> {
         let samples = row.get(Contender::Usernet).cloned();
         marks.add(format!("{} / without", row.name), bar, samples);
     }
-    let memory = report.row(Kind::Memory, CORE_MEMORY).and_then(|row| row.get(Contender::Usernet));
-    marks.add(format!("{CORE_MEMORY}, MB"), Bar::Below(100.0), memory.cloned());
+    for family in Family::ALL {
+        let name = core_memory(family);
+        let memory = report.row(Kind::Memory, &name).and_then(|row| row.get(Contender::Usernet));
+        marks.add(format!("{name}, MB"), Bar::Below(100.0), memory.cloned());
+    }
     for row in report.rows(Kind::Processor) {
         marks.against_peers(Kind::Processor, &row.name, Contender::Usernet, Bar::AtMost(0.5));
     }
@@ -144,24 +132,51 @@ impl Marks<'_> {
         self.add(format!("{what} / best peer"), bar, ratios);
     }
 
+    /// What is wanted of both families.
+    fn over(&mut self, family: Family) {
+        for (mtu, out, bar) in
+            [(1500, true, 0.95), (1500, false, 1.2), (65520, true, 1.2), (65520, false, 1.3)]
+        {
+            self.against(&bulk(family, mtu, out), Contender::Socat, bar);
+        }
+        for out in [true, false] {
+            self.against(&bulk(family, 1500, out), Contender::Slirp4netns, 5.0);
+        }
+        self.latency(family);
+        for direction in ["out", "in"] {
+            self.against_peers(
+                Kind::Datagrams,
+                &format!("UDP {direction}, 1400 bytes{}, free of loss", family.suffix()),
+                Contender::Usernet,
+                Bar::AtLeast(3.0),
+            );
+        }
+        for out in [true, false] {
+            let row = format!("QEMU guest: {}", bulk(family, 1500, out));
+            self.against_peers(Kind::Bulk, &row, Contender::QemuUsernet, Bar::Above(1.0));
+        }
+    }
+
     /// What a round trip and a connection add.
-    fn latency(&mut self) {
+    fn latency(&mut self, family: Family) {
         let usernet = |row: &Row| row.get(Contender::Usernet).cloned();
         let added = |row: &Row| Some(row.added(row.get(Contender::Usernet)?));
         let against = |row: &Row| ratio(&added(row)?, &row.added(&row.best_peer()));
-        let p50 = self.report.row(Kind::RoundTrip, "TCP round trip, p50");
-        let p99 = self.report.row(Kind::RoundTrip, "TCP round trip, p99");
-        self.add("TCP round trip adds, p50, µs".into(), Bar::AtMost(10.0), p50.and_then(added));
-        self.add("TCP round trip adds, p50 / best peer".into(), Bar::AtMost(0.7), p50.and_then(against));
+        let trip = format!("TCP round trip{}", family.suffix());
+        let p50 = self.report.row(Kind::RoundTrip, &format!("{trip}, p50"));
+        let p99 = self.report.row(Kind::RoundTrip, &format!("{trip}, p99"));
+        self.add(format!("{trip} adds, p50, µs"), Bar::AtMost(10.0), p50.and_then(added));
+        self.add(format!("{trip} adds, p50 / best peer"), Bar::AtMost(0.7), p50.and_then(against));
         let tail = p50.zip(p99).and_then(|(p50, p99)| ratio(&usernet(p99)?, &usernet(p50)?));
-        self.add("TCP round trip, p99 / p50".into(), Bar::Below(3.0), tail);
-        let connections = self.report.row(Kind::Connections, "connections");
-        self.add("connection adds / best peer".into(), Bar::AtMost(0.5), connections.and_then(against));
+        self.add(format!("{trip}, p99 / p50"), Bar::Below(3.0), tail);
+        let connections = self.report.row(Kind::Connections, &format!("connections{}", family.suffix()));
+        let name = format!("connection{} adds / best peer", family.suffix());
+        self.add(name, Bar::AtMost(0.5), connections.and_then(against));
     }
 }
 
-fn bulk(mtu: u16, out: bool) -> String {
-    format!("TCP {}, MTU {mtu}, 1 stream", if out { "out" } else { "in" })
+fn bulk(family: Family, mtu: u16, out: bool) -> String {
+    format!("TCP {}, MTU {mtu}, 1 stream{}", if out { "out" } else { "in" }, family.suffix())
 }
 
 fn ratio(of: &Samples, to: &Samples) -> Option<Samples> {
@@ -178,7 +193,7 @@ mod tests {
     #[test]
     fn a_mark_is_met_or_missed_by_the_median_of_the_rounds() {
         let mut report = Report::new(Duration::from_secs(1));
-        let row = bulk(1500, true);
+        let row = bulk(Family::V6, 1500, true);
         for (round, value) in [(0, 9.0), (1, 9.6), (2, 9.7)] {
             report.add(round, Contender::Socat, Figure { kind: Kind::Bulk, row: row.clone(), value: 10.0 });
             report.add(round, Contender::Usernet, Figure { kind: Kind::Bulk, row: row.clone(), value });
@@ -192,12 +207,15 @@ mod tests {
     #[test]
     fn the_work_that_marks_speak_of_is_done() {
         let all = Work::all();
-        for (mtu, out) in [(1500, true), (1500, false), (65520, true), (65520, false)] {
-            assert!(all.iter().any(|work| work.name == bulk(mtu, out)));
+        let exists = |name: String| assert!(all.iter().any(|work| work.name == name), "{name}");
+        for family in Family::ALL {
+            for (mtu, out) in [(1500, true), (1500, false), (65520, true), (65520, false)] {
+                exists(bulk(family, mtu, out));
+            }
+            for name in ["TCP round trip", "connections", "UDP in, 1400 bytes", "UDP out, 1400 bytes"] {
+                exists(format!("{name}{}", family.suffix()));
+            }
+            exists(format!("QEMU guest: {}", bulk(family, 1500, true)));
         }
-        for name in ["TCP round trip", "connections", "UDP in, 1400 bytes", "UDP out, 1400 bytes"] {
-            assert!(all.iter().any(|work| work.name == name), "{name}");
-        }
-        assert!(all.iter().any(|work| work.name == format!("QEMU guest: {}", bulk(1500, true))));
     }
 }

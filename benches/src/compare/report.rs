@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::contender::Contender;
 use super::marks;
 use super::work::{Figure, Kind};
+use crate::Family;
 
 /// The samples of a figure: a value for each round that has one.
 pub(super) type Samples = BTreeMap<usize, f64>;
@@ -168,6 +169,9 @@ impl Report {
             (false, false) if kind == Kind::Beside => Vec::new(),
             (false, false) => vec!["/ best peer"],
         });
+        let over_ipv4 = |row: &Row| self.row(kind, &Family::name_over_ipv4(&row.name)?);
+        let has_ipv6 = kind != Kind::Beside && self.rows(kind).any(|row| over_ipv4(row).is_some());
+        columns.extend(has_ipv6.then_some("/ IPv4"));
         let mut table = Table::new();
         table.load_preset(ASCII_MARKDOWN).set_header(&columns);
         for column in table.column_iter_mut().skip(2) {
@@ -205,6 +209,10 @@ impl Report {
                     if kind != Kind::Beside {
                         cells.push(ratio(samples, &row.best_peer()));
                     }
+                }
+                if has_ipv6 {
+                    let same = over_ipv4(row).and_then(|row| row.get(contender));
+                    cells.push(same.map_or_else(String::new, |over_ipv4| ratio(samples, over_ipv4)));
                 }
                 table.add_row(cells);
             }
@@ -348,6 +356,19 @@ mod tests {
             line(&report, Kind::Bulk, "usernet"),
             ["usernet", "9.60", "6.00 .. 12.0", "0.60", "1.20", "6.00"]
         );
+    }
+
+    #[test]
+    fn what_is_done_over_ipv6_is_compared_with_the_same_over_ipv4() {
+        let mut report = report();
+        for (round, value) in [(0, 6.0), (1, 6.0), (2, 9.6)] {
+            let row = "work over IPv6".into();
+            report.add(round, Contender::Usernet, Figure { kind: Kind::Bulk, row, value });
+        }
+        let table = report.table(Kind::Bulk).to_string();
+        let line = table.lines().find(|line| line.contains("over IPv6")).unwrap();
+        assert!(line.replace(' ', "").ends_with("|1.00|"), "{table}");
+        assert!(line.contains("6.00 .. 9.60"), "{table}");
     }
 
     #[test]

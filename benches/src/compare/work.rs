@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::contender::{Contender, Guest};
+use super::contender::Contender;
+use super::guest::Guest;
+use crate::Family;
 
 /// The MTU that guests have unless someone changes it, and about the largest.
 pub(super) const MTUS: [u16; 2] = [1500, 65520];
@@ -96,6 +98,7 @@ impl Kind {
 pub(super) struct Work {
     /// What people call it.
     pub(super) name: String,
+    pub(super) family: Family,
     pub(super) mtu: u16,
     pub(super) place: Place,
     /// Whether a quick run does it.
@@ -135,9 +138,17 @@ impl Work {
         let [small, _] = MTUS;
         let mut all = Vec::new();
         let mut add = |name: String, load, mtu, place| {
-            let quick =
-                !matches!(load, Load::Bulk { streams: 2.., .. } | Load::Datagrams { size: ..1400, .. });
-            all.push(Self { name, mtu, place, quick, load });
+            // One after the other, for what they are compared with is each other.
+            for family in Family::ALL {
+                let name = format!("{name}{}", family.suffix());
+                let mut work = Self { name, family, mtu, place, quick: false, load };
+                work.quick = !work.is_minor()
+                    && (family == Family::V4
+                        || mtu == small
+                            && place != Place::BesideIdle
+                            && load != Load::RoundTrip { tcp: false });
+                all.push(work);
+            }
         };
         for mtu in MTUS {
             for streams in [1, 8] {
@@ -169,8 +180,17 @@ impl Work {
         all
     }
 
-    /// Whether `contender` can do it.
+    /// Whether no mark speaks of it.
+    fn is_minor(&self) -> bool {
+        matches!(self.load, Load::Bulk { streams: 2.., .. } | Load::Datagrams { size: ..1400, .. })
+    }
+
+    /// Whether `contender` can do it, and is asked to: over IPv6 some is of interest only beside the same
+    /// over IPv4.
     pub(super) fn suits(&self, contender: Contender) -> bool {
+        if self.family == Family::V6 && (self.is_minor() || self.place == Place::BesideIdle) {
+            return contender == Contender::Usernet;
+        }
         match (self.place, self.load) {
             (Place::Machine, _) => contender.is_machine(),
             (Place::BesideIdle, _) => contender.is_on_tap(),
@@ -188,7 +208,8 @@ impl Work {
     pub(super) fn run(&self, guest: &mut Guest, times: Times) -> anyhow::Result<Vec<Figure>> {
         let (warm_up, time, trial) =
             (times.warm_up.as_millis(), times.measure.as_millis(), times.trial.as_millis());
-        let (tcp, udp) = (guest.servers.tcp(), guest.servers.udp());
+        let servers = guest.servers(self.family)?;
+        let (tcp, udp) = (servers.tcp(), servers.udp());
         let command = match self.load {
             Load::Bulk { out, streams } => {
                 let name = if out { "tcp-out" } else { "tcp-in" };

@@ -26,7 +26,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs all servers until its parent ends; prints their ports
+    /// Runs all servers until its parent ends; prints their address and ports
     Serve {
         /// The address to listen on
         #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]

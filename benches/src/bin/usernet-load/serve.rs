@@ -46,6 +46,7 @@ pub(crate) fn run(address: IpAddr) -> Result<()> {
     let idle = TcpListener::bind(any).context("cannot listen")?;
     let datagrams = Arc::new(udp::socket(any)?);
     crate::report(&json!({
+        "address": address,
         "tcp": listener.local_addr()?.port(),
         "idle": idle.local_addr()?.port(),
         "udp": datagrams.local_addr()?.port(),

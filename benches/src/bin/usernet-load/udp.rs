@@ -1,7 +1,7 @@
 //! UDP: how many datagrams get through, at which rate all of them do, round trips.
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +32,14 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 pub(crate) fn socket(address: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(address).context("cannot bind a UDP socket")?;
     set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
+    Ok(socket)
+}
+
+/// A socket for this server alone.
+fn connect(server: SocketAddr) -> Result<UdpSocket> {
+    let any = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = socket(SocketAddr::new(any, 0))?;
+    socket.connect(server).with_context(|| format!("cannot connect to {server}"))?;
     Ok(socket)
 }
 
@@ -131,8 +139,7 @@ impl Outcome {
 
 /// The rate that gets through when more is sent, and the highest that gets through as a whole.
 pub(crate) fn rates(datagrams: &Datagrams, run: fn(&UdpSocket, Trial) -> Result<Outcome>) -> Result<Value> {
-    let socket = socket((Ipv4Addr::UNSPECIFIED, 0).into())?;
-    socket.connect(datagrams.timed.server)?;
+    let socket = connect(datagrams.timed.server)?;
     let size = u16::try_from(datagrams.size).context("a datagram is at most 65,507 bytes")?;
     let flood = run(&socket, Trial { size, rate: u32::MAX, millis: datagrams.timed.time })?;
     let through = flood.received.rate();
@@ -236,8 +243,7 @@ fn ask(socket: &UdpSocket, op: u8, run: u32) -> Result<u64> {
 }
 
 pub(crate) fn round_trips(server: SocketAddr, time: Duration) -> Result<Value> {
-    let socket = socket((Ipv4Addr::UNSPECIFIED, 0).into())?;
-    socket.connect(server)?;
+    let socket = connect(server)?;
     socket.set_read_timeout(Some(ANSWER.0))?;
     let mut buffer = [0; 64];
     let mut lost = 0;
