@@ -1,7 +1,7 @@
 //! The host that a test sees.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +24,9 @@ pub const NO_ROUTE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
 /// The host, as guests see it.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+
+/// The host, as guests see it over IPv6.
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
 /// The DNS server, as guests see it.
 pub const NAMESERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
@@ -68,7 +71,7 @@ impl World {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
         // The build's own folder may lie where the ordinary user cannot reach.
         fs::copy(usernet_binary(), world.usernet()).unwrap();
-        fs::copy(probe_binary(), world.probe()).unwrap();
+        fs::copy(program("probe"), world.probe()).unwrap();
         for private in ["home", "run"] {
             let private = folder.join(private);
             fs::create_dir(&private).unwrap();
@@ -93,6 +96,13 @@ impl World {
     /// The program that reports what a guest program sees (`src/bin/probe.rs`).
     pub fn probe(&self) -> PathBuf {
         self.dir.path().join("probe")
+    }
+
+    /// The program at the guest's end of a QUIC transfer (`src/bin/quic.rs`).
+    pub fn quic(&self) -> PathBuf {
+        let path = self.dir.path().join("quic");
+        fs::copy(program("quic"), &path).unwrap();
+        path
     }
 
     /// The program under test.
@@ -180,9 +190,10 @@ fn usernet_binary() -> PathBuf {
     binary
 }
 
-fn probe_binary() -> PathBuf {
+/// A program of this package.
+fn program(name: &str) -> PathBuf {
     // Tests lie in `deps`, beside which their package's programs are.
-    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("probe")
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join(name)
 }
 
 /// The folder that cargo builds into.

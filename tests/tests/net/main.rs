@@ -16,5 +16,6 @@ mod join;
 mod load;
 mod names;
 mod ping;
+mod quic;
 mod tcp;
 mod udp;
