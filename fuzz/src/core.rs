@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
-use usernet_core::datagrams::Datagrams;
+use usernet_core::datagrams::{Datagrams, Origin};
 use usernet_core::host::{HostError, HostEvent, PeekEnd};
 use usernet_core::network::{Config, DnsQuery, Limits, MAX_DATAGRAMS, Network, Output, TcpOp, Verdict};
 use usernet_core::port::PortId;
@@ -347,6 +347,12 @@ impl World {
         let last = self.datagram_flows.last().copied();
         let header = [kind, n, 0, 0, 0, n, 0, 1];
         let datagrams = Datagrams { len: len.into(), segment: u16::from(kind) * 8 };
+        let origin = Origin { from, to: None, tos: n };
+        let (kind_told, code, info) = (n >> 4, n & 15, len.into());
+        let error = match kind & 8 {
+            0 => IcmpError::V4 { kind: kind_told, code, info },
+            _ => IcmpError::V6 { kind: kind_told, code, info },
+        };
         let check = |made: std::result::Result<(PortId, Headers), _>| {
             if let Ok((_, headers)) = made {
                 let _ = finish(&headers, &vec![0; len.into()]);
@@ -358,7 +364,7 @@ impl World {
                     self.ends.insert(flow, End { connected: true, ..End::default() });
                 }
             }
-            (1, _) => check(self.net.udp_from_forward(1, guest, from, None, datagrams, self.now)),
+            (1, _) => check(self.net.udp_from_forward(1, guest, &origin, datagrams, self.now)),
             (2, _) => self.net.remove_udp_forward(1),
             (3, _) => {
                 if let Some(query) = self.queries.pop() {
@@ -366,21 +372,21 @@ impl World {
                 }
             }
             (4, Some(flow)) if flow.kind == FlowKind::Udp => {
-                check(self.net.udp_from_host(flow, from, datagrams, self.now));
+                check(self.net.udp_from_host(flow, &origin, datagrams, self.now));
             }
             (4, Some(flow)) => {
                 let header = [0, 0, 0, 0, 0, n, 0, 1];
-                check(self.net.ping_from_host(flow, from.ip(), header, len.into(), 9, self.now));
+                check(self.net.ping_from_host(flow, from.ip(), header, len.into(), (9, n), self.now));
             }
             (5, Some(flow)) if flow.kind == FlowKind::Udp => {
-                self.net.udp_error(flow, from, IcmpError::PortUnreachable, None);
+                self.net.udp_error(flow, from, error, None, &header);
             }
-            (5, Some(flow)) => self.net.ping_error(flow, from.ip(), header, IcmpError::TimeExceeded, None),
+            (5, Some(flow)) => self.net.ping_error(flow, from.ip(), &header, error, None),
             (6, Some(flow)) if flow.kind == FlowKind::Udp => {
                 self.net.udp_failed(flow, usernet_core::drops::DropReason::HostExhausted);
             }
             (6, Some(flow)) => {
-                self.net.ping_failed(flow, from.ip(), header, usernet_core::drops::DropReason::HostExhausted);
+                self.net.ping_failed(flow, from.ip(), &header, usernet_core::drops::DropReason::HostExhausted);
             }
             _ => {}
         }

@@ -1,5 +1,7 @@
 //! Datagrams that are handled as one.
 
+use std::net::{IpAddr, SocketAddr};
+
 /// How many datagrams are joined at most: what every Linux takes in one `UDP_SEGMENT` send.
 const MAX_JOINED: usize = 64;
 /// The bytes that joined datagrams have at most: what an IPv4 header can count, less those of IP and UDP.
@@ -12,6 +14,17 @@ pub struct Datagrams {
     pub len: usize,
     /// Bytes of each datagram but the last, which may be shorter; 0: it is one datagram.
     pub segment: u16,
+}
+
+/// Where datagrams that came to a socket of the host are from, and how they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Who sent them.
+    pub from: SocketAddr,
+    /// The local address that they came to, and that an answer should leave by, where that was asked for.
+    pub to: Option<IpAddr>,
+    /// DSCP and ECN, as they stood in the IP header.
+    pub tos: u8,
 }
 
 impl Datagrams {

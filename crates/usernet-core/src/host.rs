@@ -58,6 +58,8 @@ pub enum HostError {
     Prohibited,
     /// The peer did not answer (`ETIMEDOUT`).
     TimedOut,
+    /// Longer than what the way there takes (`EMSGSIZE`).
+    TooLong,
     /// The host has no descriptors, ports or memory left (`EMFILE`, `ENFILE`, `EADDRNOTAVAIL`,
     /// `EAGAIN`, `ENOBUFS`, `ENOMEM`).
     Exhausted,
@@ -73,6 +75,7 @@ impl fmt::Display for HostError {
             Self::NetUnreachable => f.write_str("network unreachable"),
             Self::HostUnreachable => f.write_str("host unreachable"),
             Self::Prohibited => f.write_str("administratively prohibited"),
+            Self::TooLong => f.write_str("message too long"),
             Self::TimedOut => f.write_str("timed out"),
             Self::Exhausted => f.write_str("host out of descriptors, ports or memory"),
             Self::Other(errno) => write!(f, "error number {errno}"),

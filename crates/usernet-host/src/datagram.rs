@@ -9,8 +9,9 @@ use libc::c_int;
 use rustix::io::{Errno, Result};
 use rustix::net::AddressFamily;
 use socket2::{MsgHdr, SockAddr, SockRef};
-use usernet_core::datagrams::Datagrams;
+use usernet_core::datagrams::{Datagrams, Origin};
 use usernet_core::host::HostError;
+use usernet_core::wire::IcmpError;
 
 use crate::error::host_error;
 use crate::sys;
@@ -41,6 +42,8 @@ pub struct Received {
     pub to: Option<IpAddr>,
     /// Hops that it had left. Only of pings.
     pub ttl: Option<u8>,
+    /// DSCP and ECN, as they stood in the IP header.
+    pub tos: u8,
     /// Bytes in each of the datagrams that the kernel has joined (`UDP_GRO`), the last may be
     /// shorter; 0: it is one datagram.
     pub segment: u16,
@@ -55,20 +58,18 @@ pub struct QueuedError {
     pub error: HostError,
     /// The ICMP message that brought it; `None`: this host itself found out.
     pub icmp: Option<Icmp>,
-    /// The path's MTU in bytes, where it was too large; 0 otherwise.
+    /// The MTU in bytes of the way there, where this host itself found that it was too long; 0 otherwise.
     pub mtu: u32,
     /// How many bytes of what was sent were put into the buffer: UDP payload, or an ICMP message
     /// from its header on.
     pub len: usize,
 }
 
-/// Who said what about a datagram: ICMP, or ICMPv6 where the destination is IPv6.
+/// Who said what about a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Icmp {
-    /// The type field.
-    pub kind: u8,
-    /// The code field.
-    pub code: u8,
+    /// What it said.
+    pub error: IcmpError,
     /// The router or host that sent it.
     pub offender: Option<IpAddr>,
 }
@@ -80,6 +81,25 @@ pub(crate) fn report_errors(fd: impl AsFd, family: AddressFamily, on: bool) -> R
         _ => (libc::IPPROTO_IP, libc::IP_RECVERR),
     };
     sys::set_int(fd, level, name, on.into())
+}
+
+/// Says whether what is sent may be cut on its way. Where it may not, this host's own knowledge of the
+/// way is no matter: whoever sends finds out for themselves, by what the error queue says.
+pub(crate) fn dont_fragment(fd: impl AsFd, ipv4: bool, on: bool) -> Result<()> {
+    let (name, probe, dont) = if ipv4 {
+        (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_DONT)
+    } else {
+        (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_DONT)
+    };
+    sys::set_int(fd, ip_level(ipv4), name, if on { probe } else { dont })
+}
+
+/// Has the IP header's DSCP and ECN told of what comes in.
+pub(crate) fn report_tos(fd: impl AsFd, family: AddressFamily) -> Result<()> {
+    match family {
+        AddressFamily::INET6 => sys::set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
+        _ => sys::set_int(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
+    }
 }
 
 /// Sends one message, which the kernel cuts into datagrams where `segment` is not 0.
@@ -123,7 +143,8 @@ pub(crate) fn receive(
 impl Received {
     /// Reads a message and what came with it; `None` when it has no sender, as every datagram has.
     pub(crate) fn parse(message: &sys::Message, control: &[u8]) -> Option<Self> {
-        let mut received = Self { len: message.len, from: message.from?, to: None, ttl: None, segment: 0 };
+        let mut received =
+            Self { len: message.len, from: message.from?, to: None, ttl: None, tos: 0, segment: 0 };
         for (level, kind, data) in controls(control) {
             match (level, kind) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
@@ -136,6 +157,11 @@ impl Received {
                 (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
                     received.ttl = int(data).and_then(|ttl| u8::try_from(ttl).ok());
                 }
+                // Of IPv4 it is one byte.
+                (libc::IPPROTO_IP, libc::IP_TOS) => received.tos = data.first().copied().unwrap_or(0),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    received.tos = int(data).and_then(|tos| u8::try_from(tos).ok()).unwrap_or(0);
+                }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     received.segment = int(data).and_then(|segment| u16::try_from(segment).ok()).unwrap_or(0);
                 }
@@ -143,6 +169,11 @@ impl Received {
             }
         }
         Some(received)
+    }
+
+    /// Where it is from, and how it came.
+    pub fn origin(&self) -> Origin {
+        Origin { from: self.from, to: self.to, tos: self.tos }
     }
 
     /// How many datagrams it is, and how long.
@@ -178,10 +209,11 @@ pub(crate) fn take_error(fd: impl AsFd, payload: &mut [u8]) -> Option<QueuedErro
 fn parse_error(data: &[u8], message: &sys::Message) -> Option<QueuedError> {
     let errno = Errno::from_raw_os_error(int(data)?);
     let [origin, kind, code, _] = array(data, 4)?;
-    let information = u32::from_ne_bytes(array(data, 8)?);
+    let info = u32::from_ne_bytes(array(data, 8)?);
     let offender = data.get(16..).and_then(socket_address);
-    let icmp = match origin {
-        libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6 => Some(Icmp { kind, code, offender }),
+    let error = match origin {
+        libc::SO_EE_ORIGIN_ICMP => Some(IcmpError::V4 { kind, code, info }),
+        libc::SO_EE_ORIGIN_ICMP6 => Some(IcmpError::V6 { kind, code, info }),
         libc::SO_EE_ORIGIN_LOCAL => None,
         _ => return None,
     };
@@ -191,8 +223,8 @@ fn parse_error(data: &[u8], message: &sys::Message) -> Option<QueuedError> {
     Some(QueuedError {
         to: message.from?,
         error: if prohibited { HostError::Prohibited } else { host_error(errno) },
-        icmp,
-        mtu: if errno == Errno::MSGSIZE { information } else { 0 },
+        icmp: error.map(|error| Icmp { error, offender }),
+        mtu: if error.is_none() && errno == Errno::MSGSIZE { info } else { 0 },
         len: message.len,
     })
 }

@@ -10,6 +10,7 @@ pub(crate) fn host_error(errno: Errno) -> HostError {
         Errno::NETUNREACH | Errno::NETDOWN => HostError::NetUnreachable,
         Errno::HOSTUNREACH | Errno::HOSTDOWN | Errno::NONET => HostError::HostUnreachable,
         Errno::ACCESS | Errno::PERM => HostError::Prohibited,
+        Errno::MSGSIZE => HostError::TooLong,
         Errno::TIMEDOUT => HostError::TimedOut,
         Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => {
             HostError::Exhausted

@@ -2,12 +2,11 @@
 
 use std::array;
 use std::io::{IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
-use usernet_core::datagrams::Datagrams;
+use usernet_core::datagrams::{Datagrams, Origin};
 use usernet_core::host::HostError;
 
 use crate::datagram::Received;
@@ -31,13 +30,11 @@ pub struct Inbox {
     full: bool,
 }
 
-/// Datagrams in a row from one sender, of one size but the last.
+/// Datagrams in a row of one origin, and of one size but the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Who sent them.
-    pub from: SocketAddr,
-    /// The local address that they came to; see [`Received::to`].
-    pub to: Option<IpAddr>,
+    /// From whom, and how.
+    pub origin: Origin,
     /// How many, and how long.
     pub datagrams: Datagrams,
     /// Which messages of the inbox hold them.
@@ -75,10 +72,10 @@ impl Inbox {
     /// The batch that begins with message `first`, which is 0 or the end of another batch's messages.
     pub fn batch(&self, first: usize) -> Option<Batch> {
         let (message, others) = self.received.get(first..)?.split_first()?;
-        let Received { from, to, .. } = *message;
-        let mut batch = Batch { from, to, datagrams: message.datagrams(), messages: first..first + 1 };
+        let origin = message.origin();
+        let mut batch = Batch { origin, datagrams: message.datagrams(), messages: first..first + 1 };
         for next in others {
-            if (next.from, next.to) != (from, to) || !batch.datagrams.join(next.datagrams()) {
+            if next.origin() != origin || !batch.datagrams.join(next.datagrams()) {
                 break;
             }
             batch.messages.end += 1;

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 use usernet_core::datagrams::Datagrams;
 use usernet_core::host::HostError;
+use usernet_core::wire::ICMP_MAX_QUOTE;
 
 use crate::datagram::{self, Control, Envelope};
 use crate::error::host_error;
@@ -36,7 +37,7 @@ struct Message {
 }
 
 /// Datagrams that could not be sent, and are lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsent {
     /// Where they would have gone.
     pub to: SocketAddr,
@@ -44,6 +45,8 @@ pub struct Unsent {
     pub datagrams: usize,
     /// Why.
     pub error: HostError,
+    /// How the first of them begins, as far as an ICMP error would quote it.
+    pub payload: Vec<u8>,
 }
 
 impl<'a> Outbox<'a> {
@@ -112,16 +115,18 @@ impl<'a> Outbox<'a> {
         let Err(error) = self.send_one(&fd, message) else { return };
         let to = message.envelope.to;
         let count = message.datagrams.count();
+        let mut payload = self.payload(message).iter().flat_map(|slice| slice.iter().copied());
         // There is no more room for a part of them.
         if count == 1 || error == Errno::AGAIN {
-            return unsent(Unsent { to, datagrams: count, error: host_error(error) });
+            let payload = payload.take(ICMP_MAX_QUOTE).collect();
+            return unsent(Unsent { to, datagrams: count, error: host_error(error), payload });
         }
-        let mut payload = self.payload(message).iter().flat_map(|slice| slice.iter().copied());
         for _ in 0..count {
-            let datagram: Vec<u8> = payload.by_ref().take(message.datagrams.longest()).collect();
+            let mut datagram: Vec<u8> = payload.by_ref().take(message.datagrams.longest()).collect();
             let slices = [IoSlice::new(&datagram)];
             if let Err(error) = datagram::send(&fd, &slices, &message.envelope) {
-                unsent(Unsent { to, datagrams: 1, error });
+                datagram.truncate(ICMP_MAX_QUOTE);
+                unsent(Unsent { to, datagrams: 1, error, payload: datagram });
             }
         }
     }

@@ -23,6 +23,7 @@ const GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
 #[derive(Debug)]
 pub struct PingEnd {
     fd: OwnedFd,
+    ipv4: bool,
     ident: u16,
 }
 
@@ -91,6 +92,15 @@ impl PingEnd {
         self.ident
     }
 
+    /// Says whether what is sent from now on may be cut on its way; see
+    /// [`UdpEnd::dont_fragment`](crate::udp::UdpEnd::dont_fragment).
+    ///
+    /// # Errors
+    /// The host knows of no such thing.
+    pub fn dont_fragment(&self, on: bool) -> Result<(), HostError> {
+        datagram::dont_fragment(&self.fd, self.ipv4, on).map_err(host_error)
+    }
+
     /// Sends an echo request: an ICMP message from its header on. Identifier and checksum are
     /// filled in.
     ///
@@ -129,10 +139,11 @@ impl PingEnd {
         // all replies.
         net::sockopt::set_socket_reuseaddr(&fd, false)?;
         datagram::report_errors(&fd, family, true)?;
+        datagram::report_tos(&fd, family)?;
         sys::set_int(&fd, hops.0, hops.1, 1)?;
         net::bind(&fd, &SocketAddr::new(source, ident))?;
         let ident = SocketAddr::try_from(net::getsockname(&fd)?)?.port();
-        Ok(Self { fd, ident })
+        Ok(Self { fd, ipv4: source.is_ipv4(), ident })
     }
 }
 

@@ -47,7 +47,7 @@ impl UdpEnd {
     }
 
     /// Opens the socket of a forward rule at `addr`; port 0 takes any free one. What it receives
-    /// says to which local address it came ([`Batch::to`](crate::inbox::Batch::to)).
+    /// says to which local address it came ([`Batch::origin`](crate::inbox::Batch::origin)).
     ///
     /// # Errors
     /// The address is in use, is not of this host, or is not allowed.
@@ -64,6 +64,16 @@ impl UdpEnd {
     /// What it is bound to.
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Says whether what is sent from now on may be cut on its way. Where it may not, a datagram that is
+    /// longer than the first link takes is lost ([`HostError::TooLong`]), and the error queue tells its MTU
+    /// and that of every narrower one. A socket of a forward leaves it to this host.
+    ///
+    /// # Errors
+    /// The host knows of no such thing.
+    pub fn dont_fragment(&self, on: bool) -> Result<(), HostError> {
+        datagram::dont_fragment(&self.fd, self.addr.is_ipv4(), on).map_err(host_error)
     }
 
     /// Sends what is in the outbox, and tells `unsent` of what is lost: no route, not allowed, too
@@ -94,6 +104,7 @@ impl UdpEnd {
             net::sockopt::set_ipv6_v6only(&fd, true)?;
         }
         datagram::report_errors(&fd, family, true)?;
+        datagram::report_tos(&fd, family)?;
         // Datagrams of one sender and one size may come joined. A kernel that cannot (Linux before 5.0)
         // hands in each of them.
         let _ = sys::set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1);

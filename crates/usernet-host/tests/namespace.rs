@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use support::{Watch, connect, send};
 use usernet_core::host::HostError;
+use usernet_core::wire::IcmpError;
 use usernet_host::ping::{PingEnd, ping_allowed};
 use usernet_host::tcp::TcpEnd;
 use usernet_host::udp::UdpEnd;
@@ -82,6 +83,11 @@ fn envelope(to: &str) -> Envelope {
 /// An echo request of sequence number 5 with an identifier and a checksum that are wrong.
 const REQUEST: [u8; 14] = *b"\x08\x00\xff\xff\xee\xee\x00\x05abcdef";
 
+/// What the router said.
+fn told(kind: u8, code: u8) -> Option<Icmp> {
+    Some(Icmp { error: IcmpError::V4 { kind, code, info: 0 }, offender: ROUTER })
+}
+
 /// Waits for an error.
 #[track_caller]
 fn ping_error(end: &PingEnd, request: &mut [u8]) -> QueuedError {
@@ -115,14 +121,14 @@ fn inside_ping() {
     let mut request = [0; 100];
     end.send(&[IoSlice::new(&REQUEST)], &Envelope { ttl: Some(1), ..envelope(FAR_AWAY) }).unwrap();
     let error = ping_error(&end, &mut request);
-    assert_eq!(error.icmp, Some(Icmp { kind: 11, code: 0, offender: ROUTER }));
+    assert_eq!(error.icmp, told(11, 0));
     assert_eq!(error.to.ip(), envelope(FAR_AWAY).to.ip());
     assert_eq!(&request[4..error.len], b"\x12\x34\x00\x05abcdef");
 
     end.send(&[IoSlice::new(&REQUEST)], &envelope(PROHIBITED)).unwrap();
     let error = ping_error(&end, &mut request);
     assert_eq!(error.error, HostError::Prohibited);
-    assert_eq!(error.icmp, Some(Icmp { kind: 3, code: 13, offender: ROUTER }));
+    assert_eq!(error.icmp, told(3, 13));
 
     let end = PingEnd::open("::".parse().unwrap(), 77).unwrap();
     let mut request = REQUEST;
@@ -171,7 +177,7 @@ fn inside_routers_that_say_no() {
         let mut payload = [0; 100];
         let error = end.take_error(&mut payload).unwrap();
         assert_eq!((error.to, error.error), (envelope.to, expected));
-        assert_eq!(error.icmp, Some(Icmp { kind, code, offender: ROUTER }));
+        assert_eq!(error.icmp, told(kind, code));
         assert_eq!(&payload[..error.len], b"hello");
     }
 

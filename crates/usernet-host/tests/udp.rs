@@ -10,10 +10,11 @@ use std::net::{SocketAddr, UdpSocket};
 use support::{LOCALHOST, Watch, send};
 use usernet_core::datagrams::Datagrams;
 use usernet_core::host::HostError;
+use usernet_core::wire::IcmpError;
 use usernet_host::inbox::{Batch, Inbox};
 use usernet_host::outbox::Outbox;
 use usernet_host::udp::UdpEnd;
-use usernet_host::{Envelope, QueuedError};
+use usernet_host::{Envelope, Icmp, QueuedError};
 
 const ANY: [&str; 2] = ["0.0.0.0", "::"];
 const LOOPBACK: [&str; 2] = ["127.0.0.1", "::1"];
@@ -77,7 +78,7 @@ fn a_datagram_goes_out_and_its_answer_comes_back() {
         let inbox = receive(&end);
         let batch = inbox.batch(0).unwrap();
         assert_eq!(payload(&inbox, &batch), b"an answer");
-        assert_eq!((batch.from, batch.datagrams), (peer.local_addr().unwrap(), Datagrams::one(9)));
+        assert_eq!((batch.origin.from, batch.datagrams), (peer.local_addr().unwrap(), Datagrams::one(9)));
     }
 }
 
@@ -117,10 +118,14 @@ fn an_error_for_one_peer_fails_no_send_to_another() {
         let error = take_error(&end, &mut buffer);
         assert_eq!((error.to, error.error), (closed, HostError::Refused));
         assert_eq!(&buffer[..error.len], b"to nobody");
-        let icmp = error.icmp.unwrap();
         // Port unreachable: RFC 792, and RFC 4443 §3.1.
-        assert_eq!((icmp.kind, icmp.code), if closed.is_ipv4() { (3, 3) } else { (1, 4) });
-        assert_eq!(icmp.offender, Some(loopback.parse().unwrap()));
+        let unreachable = if closed.is_ipv4() {
+            IcmpError::V4 { kind: 3, code: 3, info: 0 }
+        } else {
+            IcmpError::V6 { kind: 1, code: 4, info: 0 }
+        };
+        let offender = Some(loopback.parse().unwrap());
+        assert_eq!(error.icmp, Some(Icmp { error: unreachable, offender }));
         take_error(&end, &mut buffer);
         assert_eq!(end.take_error(&mut buffer), None);
     }
@@ -132,7 +137,7 @@ fn what_cannot_be_sent_says_why() {
     let (_holder, peer) = nobody("127.0.0.1");
     let huge = vec![0; 70_000];
     let error = send(&end, &[&huge], to(peer)).unwrap_err();
-    assert_eq!(error, HostError::Other(rustix::io::Errno::MSGSIZE.raw_os_error()));
+    assert_eq!(error, HostError::TooLong);
     let broadcast = to("255.255.255.255:9".parse().unwrap());
     assert!(send(&end, &[b"all"], broadcast).is_err());
 }
@@ -144,7 +149,7 @@ fn a_forward_answers_from_the_address_that_was_asked() {
     let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
     for asked in ["127.0.0.2", "127.0.0.3"] {
         peer.send_to(b"hello", (asked, port)).unwrap();
-        let received = receive(&forward).batch(0).unwrap();
+        let received = receive(&forward).batch(0).unwrap().origin;
         assert_eq!(received.to, Some(asked.parse().unwrap()));
         let envelope = Envelope { from: received.to, ..to(received.from) };
         send(&forward, &[b"welcome"], envelope).unwrap();
@@ -155,7 +160,7 @@ fn a_forward_answers_from_the_address_that_was_asked() {
     let forward = UdpEnd::forward("[::]:0".parse().unwrap()).unwrap();
     let peer = UdpSocket::bind("[::1]:0").unwrap();
     peer.send_to(b"hello", ("::1", forward.local_addr().port())).unwrap();
-    let received = receive(&forward).batch(0).unwrap();
+    let received = receive(&forward).batch(0).unwrap().origin;
     let envelope = Envelope { from: received.to, ..to(received.from) };
     send(&forward, &[b"welcome"], envelope).unwrap();
     assert_eq!(peer.recv_from(&mut [0; 100]).unwrap().1.ip(), received.to.unwrap());
@@ -248,7 +253,7 @@ fn what_came_joined_and_what_came_alone_is_a_batch() {
     let mut next = 0;
     while let Some(batch) = inbox.batch(next) {
         next = batch.messages.end;
-        batches.push((batch.from.port(), batch.datagrams, payload(&inbox, &batch)));
+        batches.push((batch.origin.from.port(), batch.datagrams, payload(&inbox, &batch)));
     }
     let [first, second] = [first, second].map(|end| end.local_addr().port());
     let all = [&joined[..], &single, &single[..5]].concat();

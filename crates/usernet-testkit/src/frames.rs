@@ -120,7 +120,7 @@ pub fn udp_super_frame(
 }
 
 fn ip_header(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8) -> IpHeader {
-    IpHeader { src: src.into(), dst: dst.into(), protocol, ttl: 64, tos: 0, fragment: false }
+    IpHeader::new(src.into(), dst.into(), protocol)
 }
 
 /// The one frame that `headers` and `payload` make, its checksum completed.

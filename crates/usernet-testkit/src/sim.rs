@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use usernet_core::datagrams::Datagrams;
+use usernet_core::datagrams::{Datagrams, Origin};
 use usernet_core::drops::DropReason;
 use usernet_core::host::{HostEvent, PeekEnd};
 use usernet_core::network::{Config, Network, Output, TcpOp, UdpVia, Verdict};
@@ -226,7 +226,7 @@ impl<G: Guest> Sim<G> {
         payload: &[u8],
     ) -> Result<(), DropReason> {
         let made =
-            self.net.udp_from_forward(forward, guest, from, None, Datagrams::one(payload.len()), self.now);
+            self.net.udp_from_forward(forward, guest, &origin(from), Datagrams::one(payload.len()), self.now);
         if let Ok((port, headers)) = &made {
             self.give(*port, finish(headers, payload));
         }
@@ -253,7 +253,7 @@ impl<G: Guest> Sim<G> {
         segment: u16,
     ) -> Result<(), DropReason> {
         let datagrams = Datagrams { len: payload.len(), segment };
-        let (port, headers) = self.net.udp_from_host(flow, from, datagrams, self.now)?;
+        let (port, headers) = self.net.udp_from_host(flow, &origin(from), datagrams, self.now)?;
         for frame in segments(&headers, payload) {
             self.give(port, frame);
         }
@@ -582,12 +582,12 @@ impl<G: Guest> Sim<G> {
             let made = if reply.ping {
                 let (header, payload) = echo_reply(&reply.payload);
                 let from: IpAddr = reply.from.ip();
-                let made = self.net.ping_from_host(reply.flow, from, header, payload.len(), 60, now);
+                let made = self.net.ping_from_host(reply.flow, from, header, payload.len(), (60, 0), now);
                 made.map(|(port, headers)| (port, finish(&headers, payload)))
             } else {
                 let made = {
                     let datagrams = Datagrams::one(reply.payload.len());
-                    self.net.udp_from_host(reply.flow, reply.from, datagrams, now)
+                    self.net.udp_from_host(reply.flow, &origin(reply.from), datagrams, now)
                 };
                 made.map(|(port, headers)| (port, finish(&headers, &reply.payload)))
             };
@@ -598,6 +598,10 @@ impl<G: Guest> Sim<G> {
         self.drain();
         worked
     }
+}
+
+fn origin(from: SocketAddr) -> Origin {
+    Origin { from, to: None, tos: 0 }
 }
 
 /// What comes back for an echo request, with an identifier that the host's kernel chose.

@@ -8,7 +8,7 @@ use crate::offload::Offload;
 use crate::port::{PortId, WorkerId};
 use crate::table::{Endpoint, FlowId};
 use crate::tcp::SeqNumber;
-use crate::wire::{Headers, MacAddr};
+use crate::wire::{Headers, IpHeader, MacAddr};
 
 /// What to do with the bytes of a guest's frame. Every frame has exactly one verdict.
 #[derive(Debug)]
@@ -48,8 +48,8 @@ pub enum Verdict {
         /// Bytes of each datagram that `payload` is to be cut into, the last may be shorter; 0: it is
         /// one. There are [`super::MAX_DATAGRAMS`] at most.
         segment: u16,
-        /// Time to live.
-        ttl: u8,
+        /// How.
+        delivery: Delivery,
     },
     /// Send `message`, an ICMP echo request with its header.
     Ping {
@@ -61,8 +61,8 @@ pub enum Verdict {
         to: IpAddr,
         /// Bytes of the frame.
         message: Range<usize>,
-        /// Time to live.
-        ttl: u8,
+        /// How.
+        delivery: Delivery,
     },
     /// Have `payload`, a DNS message, answered; hand the answer to
     /// [`super::Network::dns_answer`], or none.
@@ -104,6 +104,23 @@ pub enum UdpVia {
         /// The host's address that the peer knows.
         local: Option<IpAddr>,
     },
+}
+
+/// How a packet of a guest is to travel on: as its IP header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Hops that it may take yet, 1 to 255.
+    pub ttl: u8,
+    /// DSCP and ECN, as they stand in an IP header.
+    pub tos: u8,
+    /// Nobody may cut it; the guest is told when it is too long for the way.
+    pub dont_fragment: bool,
+}
+
+impl From<&IpHeader> for Delivery {
+    fn from(ip: &IpHeader) -> Self {
+        Self { ttl: ip.ttl.saturating_sub(1).max(1), tos: ip.tos, dont_fragment: ip.dont_fragment }
+    }
 }
 
 /// Who asked the DNS server something.

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
-pub use action::{DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
+pub use action::{Delivery, DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
 pub use config::{Config, Limits};
 pub use ping::PingFlow;
 pub use tcp::TcpEntry;
@@ -544,8 +544,9 @@ impl Network {
         // An error about what went to one of our addresses comes from that address.
         let IpHeader { src: guest, dst, .. } = packet.ip;
         let src = if self.config.is_ours(dst) { dst } else { self.config.gateway_of(guest) };
-        let frame = error.frame(packet.mac, self.mac, src, guest, packet.quote());
-        self.send_frame(packet.port, frame);
+        if let Some(frame) = error.frame(packet.mac, self.mac, src, guest, packet.quote()) {
+            self.send_frame(packet.port, frame);
+        }
     }
 
     /// The host's address for a destination that a guest named.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::config::Place;
-use super::{Network, Output, Packet, Verdict, arm, disarm};
+use super::{Delivery, Network, Output, Packet, Verdict, arm, disarm};
 use crate::drops::DropReason;
 use crate::port::PortId;
 use crate::table::{Endpoint, FlowId, FlowKey};
@@ -16,7 +16,6 @@ use crate::wire::{
 
 /// RFC 5508 REQ-2: no less than 60 seconds.
 const IDLE: Duration = Duration::from_secs(60);
-const TTL: u8 = 64;
 
 /// The echo requests of one identifier of a guest.
 #[derive(Debug)]
@@ -70,7 +69,7 @@ impl Network {
             let word = |kind| u16::from_be_bytes([kind, 0]);
             echo.kind = reply;
             echo.checksum = update_checksum(echo.checksum, word(request), word(reply));
-            let ip = IpHeader { tos: packet.ip.tos, ..ping_ip(packet.ip.dst, packet.ip.src, TTL) };
+            let ip = IpHeader { tos: packet.ip.tos, ..ping_ip(packet.ip.dst, packet.ip.src) };
             let headers = Headers::icmp(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
             return Ok(Verdict::Reply { headers, payload });
         }
@@ -102,7 +101,7 @@ impl Network {
             ident: echo.ident,
             to: packet.ip.dst,
             message: packet.transport.clone(),
-            ttl: packet.ip.ttl.saturating_sub(1).max(1),
+            delivery: Delivery::from(&packet.ip),
         })
     }
 
@@ -134,7 +133,8 @@ impl Network {
         if end <= now { self.close_ping(flow) } else { arm(&mut self.wheel, flow, entry, end) }
     }
 
-    /// Decides on an ICMP message that came to a flow's socket: its header, and how many bytes follow.
+    /// Decides on an ICMP message that came to a flow's socket: its header, and how many bytes follow;
+    /// hops that it had left, DSCP and ECN.
     /// The kernel matches replies by an identifier that may not be the guest's: it is written back.
     ///
     /// # Errors
@@ -145,7 +145,7 @@ impl Network {
         from: IpAddr,
         header: [u8; ICMP_HEADER_LEN],
         len: usize,
-        ttl: u8,
+        (ttl, tos): (u8, u8),
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
         let mut echo = Echo::parse(header);
@@ -161,42 +161,39 @@ impl Network {
         entry.flow.bytes_in += len as u64;
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
-        let ip = ping_ip(src, guest.addr, ttl);
+        let ip = IpHeader { ttl, tos, ..ping_ip(src, guest.addr) };
         Ok((entry.key.port, Headers::icmp(entry.mac, gateway, &ip, &echo.to_bytes(), len)))
     }
 
-    /// Tells a guest that an echo request to `to` did not arrive. `header` is the request's, as the
-    /// host sent it.
+    /// Tells a guest that an echo request to `to` did not arrive: one that began with `message`, from its
+    /// ICMP header on, as the host sent it.
     pub fn ping_error(
         &mut self,
         flow: FlowId,
         to: IpAddr,
-        header: [u8; ICMP_HEADER_LEN],
+        message: &[u8],
         error: IcmpError,
         offender: Option<IpAddr>,
     ) {
         let Some(entry) = self.ping.get(flow) else { return };
+        let Some((header, payload)) = message.split_first_chunk() else { return };
         let guest = entry.key.guest;
-        let mut echo = Echo::parse(header);
+        let mut echo = Echo::parse(*header);
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
-        let headers = Headers::icmp(entry.mac, self.mac, &ping_ip(guest.addr, to, TTL), &echo.to_bytes(), 0);
-        let quoted = headers.get(crate::wire::ETHERNET_HEADER_LEN..).unwrap_or_default();
-        let src = offender.map_or(to, |addr| self.guest_view(addr, guest.addr));
-        let frame = error.frame(entry.mac, self.mac, src, guest.addr, quoted);
-        self.send_frame(entry.key.port, frame);
+        let dst = self.guest_view(to, guest.addr);
+        let src = offender.map_or(dst, |addr| self.guest_view(addr, guest.addr));
+        let ip = ping_ip(guest.addr, dst);
+        let sent = Headers::icmp(self.mac, entry.mac, &ip, &echo.to_bytes(), payload.len());
+        if let Some(frame) = error.frame(entry.mac, self.mac, src, guest.addr, &sent.quote(payload)) {
+            self.send_frame(entry.key.port, frame);
+        }
     }
 
     /// A flow's socket could not be had: tells the guest, and forgets the flow.
-    pub fn ping_failed(
-        &mut self,
-        flow: FlowId,
-        to: IpAddr,
-        header: [u8; ICMP_HEADER_LEN],
-        reason: DropReason,
-    ) {
+    pub fn ping_failed(&mut self, flow: FlowId, to: IpAddr, message: &[u8], reason: DropReason) {
         let gateway = self.config.gateway_of(to);
-        self.ping_error(flow, to, header, IcmpError::Prohibited, Some(gateway));
+        self.ping_error(flow, to, message, IcmpError::Prohibited, Some(gateway));
         if let Some(mut entry) = self.ping.remove(flow) {
             disarm(&mut self.wheel, &mut entry);
             self.count_drop(entry.key.port, reason);
@@ -209,7 +206,6 @@ fn echo_types(guest: IpAddr) -> (u8, u8) {
     if guest.is_ipv4() { (ICMP_ECHO, ICMP_ECHO_REPLY) } else { (ICMPV6_ECHO, ICMPV6_ECHO_REPLY) }
 }
 
-fn ping_ip(src: IpAddr, dst: IpAddr, ttl: u8) -> IpHeader {
-    let protocol = if dst.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
-    IpHeader { src, dst, protocol, ttl, tos: 0, fragment: false }
+fn ping_ip(src: IpAddr, dst: IpAddr) -> IpHeader {
+    IpHeader::new(src, dst, if dst.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 })
 }

@@ -12,11 +12,10 @@ use crate::table::{Endpoint, Entry, FlowId, FlowKey, hash};
 use crate::tcp::{self, Accept, SeqNumber, TcpFlow};
 use crate::time::Instant;
 use crate::wire::{
-    ETHERNET_HEADER_LEN, Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IcmpError, IpHeader, MacAddr,
-    PROTOCOL_TCP, TCP_HEADER_LEN, TcpFlags, TcpHeader,
+    Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IcmpError, IpHeader, MacAddr, PROTOCOL_TCP, TCP_HEADER_LEN,
+    TcpFlags, TcpHeader,
 };
 
-const TTL: u8 = 64;
 /// Where source ports for forwarded connections are taken from when the peer's own is in use.
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
 
@@ -379,7 +378,7 @@ impl Network {
             flags,
             ..TcpHeader::default()
         };
-        let ip = ip_header(packet.ip.dst, packet.ip.src);
+        let ip = IpHeader::new(packet.ip.dst, packet.ip.src, PROTOCOL_TCP);
         let headers = Headers::tcp(packet.mac, self.mac, &ip, &rst, 0, u16::MAX);
         self.outputs.push_back(Output::Headers { port: packet.port, headers });
     }
@@ -401,12 +400,12 @@ impl Network {
             flags: TcpFlags::SYN,
             ..TcpHeader::default()
         };
-        let ip = ip_header(guest.addr, peer.addr);
+        let ip = IpHeader::new(guest.addr, peer.addr, PROTOCOL_TCP);
         let syn = Headers::tcp(self.mac, entry.mac, &ip, &syn, 0, u16::MAX);
-        let quoted = syn.get(ETHERNET_HEADER_LEN..).unwrap_or_default();
         let gateway = self.config.gateway_of(guest.addr);
-        let frame = error.frame(entry.mac, self.mac, gateway, guest.addr, quoted);
-        self.send_frame(entry.key.port, frame);
+        if let Some(frame) = error.frame(entry.mac, self.mac, gateway, guest.addr, &syn.quote(&[])) {
+            self.send_frame(entry.key.port, frame);
+        }
     }
 
     fn tcp_mss(&self, key: &FlowKey) -> u16 {
@@ -424,9 +423,5 @@ impl Network {
 
 /// The IP header of a segment to the flow's guest.
 fn tcp_ip(entry: &Entry<TcpEntry>) -> Option<IpHeader> {
-    Some(ip_header(entry.key.peer?.addr, entry.key.guest.addr))
-}
-
-fn ip_header(src: IpAddr, dst: IpAddr) -> IpHeader {
-    IpHeader { src, dst, protocol: PROTOCOL_TCP, ttl: TTL, tos: 0, fragment: false }
+    Some(IpHeader::new(entry.key.peer?.addr, entry.key.guest.addr, PROTOCOL_TCP))
 }

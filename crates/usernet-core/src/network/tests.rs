@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::*;
 use crate::datagrams::Datagrams;
+use crate::datagrams::Origin;
 use crate::table::Endpoint;
 use crate::wire::Arp;
 
@@ -21,6 +22,11 @@ fn network(guests: u32) -> Network {
         network.add_port(PortId(port));
     }
     network
+}
+
+/// Where a datagram from `peer` is from.
+fn origin(from: SocketAddr) -> Origin {
+    Origin { from, to: None, tos: 0 }
 }
 
 fn drain(network: &mut Network, now: Instant) -> Vec<Output> {
@@ -43,14 +49,7 @@ fn dhcp(mac: MacAddr, kind: u8, wanted: Ipv4Addr) -> Vec<u8> {
     message.extend([99, 130, 83, 99, 53, 1, kind, 50, 4]);
     message.extend(wanted.octets());
     message.push(255);
-    let ip = IpHeader {
-        src: Ipv4Addr::UNSPECIFIED.into(),
-        dst: Ipv4Addr::BROADCAST.into(),
-        protocol: PROTOCOL_UDP,
-        ttl: 64,
-        tos: 0,
-        fragment: false,
-    };
+    let ip = IpHeader::new(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into(), PROTOCOL_UDP);
     let mut frame =
         crate::wire::Headers::udp(MacAddr::BROADCAST, mac, &ip, (68, 67), message.len(), u16::MAX).to_vec();
     frame.extend(message);
@@ -66,7 +65,8 @@ fn an_ipv6_peer_of_a_forward_appears_as_the_gateway() {
     let seen = network.tcp_flows().get(flow).unwrap().key.peer.unwrap();
     assert_eq!((seen.addr, seen.port), (IpAddr::from([10, 0, 2, 2]), 4000));
     assert!(drain(&mut network, at(1)).iter().any(|output| matches!(output, Output::Headers { .. })));
-    let (port, _) = network.udp_from_forward(1, ssh(FIRST), peer, None, Datagrams::one(10), at(1)).unwrap();
+    let (port, _) =
+        network.udp_from_forward(1, ssh(FIRST), &origin(peer), Datagrams::one(10), at(1)).unwrap();
     assert_eq!(port, PortId(1));
 }
 
@@ -123,21 +123,14 @@ fn one_warning_is_enough_for_two_guests_with_one_mac() {
 fn strangers_at_a_forward_do_not_push_out_what_the_guest_has_opened() {
     let mut network = network(1);
     network.lease(PortId(1), A, None, at(0)).unwrap();
-    let ip = IpHeader {
-        src: FIRST.into(),
-        dst: Ipv4Addr::new(192, 0, 2, 1).into(),
-        protocol: PROTOCOL_UDP,
-        ttl: 64,
-        tos: 0,
-        fragment: false,
-    };
+    let ip = IpHeader::new(FIRST.into(), Ipv4Addr::new(192, 0, 2, 1).into(), PROTOCOL_UDP);
     let frame = crate::wire::Headers::udp(network.mac, A, &ip, (5000, 9), 0, u16::MAX);
     let Verdict::Udp { flow, .. } = network.handle_frame(PortId(1), &frame[..], at(1)) else {
         panic!("no flow")
     };
     for stranger in 0..3000 {
         let peer = SocketAddr::new(IpAddr::from((0xcb00_7100_u32 + stranger).to_be_bytes()), 9);
-        network.udp_from_forward(1, ssh(FIRST), peer, None, Datagrams::one(1), at(2)).unwrap();
+        network.udp_from_forward(1, ssh(FIRST), &origin(peer), Datagrams::one(1), at(2)).unwrap();
         drain(&mut network, at(2));
     }
     assert!(network.udp_flows().get(flow).is_some());
@@ -147,14 +140,7 @@ fn strangers_at_a_forward_do_not_push_out_what_the_guest_has_opened() {
 #[test]
 fn dns_connections_are_bounded() {
     let mut network = network(1);
-    let ip = IpHeader {
-        src: FIRST.into(),
-        dst: network.config.dns.into(),
-        protocol: PROTOCOL_TCP,
-        ttl: 64,
-        tos: 0,
-        fragment: false,
-    };
+    let ip = IpHeader::new(FIRST.into(), network.config.dns.into(), PROTOCOL_TCP);
     let mut verdicts = (0..20).map(|n| {
         let syn = crate::wire::TcpHeader {
             src_port: 2000 + n,
@@ -172,14 +158,7 @@ fn dns_connections_are_bounded() {
 
 /// A frame of a TCP segment from the guest at [`FIRST`].
 fn segment(network: &Network, src_port: u16, flags: crate::wire::TcpFlags) -> Vec<u8> {
-    let ip = IpHeader {
-        src: FIRST.into(),
-        dst: Ipv4Addr::new(192, 0, 2, 1).into(),
-        protocol: PROTOCOL_TCP,
-        ttl: 64,
-        tos: 0,
-        fragment: false,
-    };
+    let ip = IpHeader::new(FIRST.into(), Ipv4Addr::new(192, 0, 2, 1).into(), PROTOCOL_TCP);
     let header = crate::wire::TcpHeader { src_port, dst_port: 80, flags, ..Default::default() };
     crate::wire::Headers::tcp(network.mac, A, &ip, &header, 0, 1460).to_vec()
 }
@@ -368,6 +347,6 @@ fn each_datagram_of_a_batch_is_a_drop() {
     let mut network = network(1);
     let peer: SocketAddr = "192.0.2.9:4000".parse().unwrap();
     let batch = Datagrams { len: 250, segment: 100 };
-    assert!(network.udp_from_forward(1, ssh(FIRST), peer, None, batch, at(0)).is_err());
+    assert!(network.udp_from_forward(1, ssh(FIRST), &origin(peer), batch, at(0)).is_err());
     assert_eq!(network.drops().of(DropReason::Unresolved), 3);
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::config::Place;
-use super::{DnsQuery, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
-use crate::datagrams::Datagrams;
+use super::{Delivery, DnsQuery, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
+use crate::datagrams::{Datagrams, Origin};
 use crate::drops::DropReason;
 use crate::frame::FrameBytes;
 use crate::offload::{SegmentKind, Segmentation};
@@ -19,7 +19,6 @@ use crate::wire::{Headers, IcmpError, IpHeader, MacAddr, PROTOCOL_UDP, UDP_HEADE
 const IDLE: Duration = Duration::from_secs(120);
 /// A flow that only asks DNS servers is over with the answer.
 const IDLE_DNS: Duration = Duration::from_secs(10);
-const TTL: u8 = 64;
 /// The datagrams that one super-frame may stand for: as many as Linux joins (`UDP_MAX_SEGMENTS`).
 /// Without a bound, one frame of 64 KiB could ask for 65,507.
 pub const MAX_DATAGRAMS: usize = 128;
@@ -218,8 +217,7 @@ impl Network {
                 UdpVia::Forward { forward: *forward, local: *local }
             }
         };
-        let ttl = packet.ip.ttl.saturating_sub(1).max(1);
-        Ok(Verdict::Udp { flow, via, to, payload, segment, ttl })
+        Ok(Verdict::Udp { flow, via, to, payload, segment, delivery: Delivery::from(&packet.ip) })
     }
 
     fn insert_udp(&mut self, key: FlowKey, mac: MacAddr, kind: UdpKind, now: Instant) -> FlowId {
@@ -260,11 +258,11 @@ impl Network {
     pub fn udp_from_host(
         &mut self,
         flow: FlowId,
-        from: SocketAddr,
+        origin: &Origin,
         datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
-        let addr = from.ip().to_canonical();
+        let addr = origin.from.ip().to_canonical();
         let entry = self.udp.get(flow).ok_or(DropReason::NoFlow)?;
         let port = entry.key.port;
         if let UdpKind::Nat { peers } = &entry.flow.kind
@@ -273,7 +271,7 @@ impl Network {
             self.count_drops(port, DropReason::UdpFiltered, datagrams.count());
             return Err(DropReason::UdpFiltered);
         }
-        self.udp_to_guest(flow, from, datagrams, now)
+        self.udp_to_guest(flow, origin, datagrams, now)
     }
 
     /// Decides on datagrams that came to a forwarded port.
@@ -284,11 +282,11 @@ impl Network {
         &mut self,
         forward: u32,
         guest: Endpoint,
-        from: SocketAddr,
-        local: Option<IpAddr>,
+        origin: &Origin,
         datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
+        let Origin { from, to: local, .. } = *origin;
         let Some(at) = self.shared.with(|registry| registry.switch.neighbour(guest.addr)) else {
             self.ask_for(guest.addr);
             self.count_lost(DropReason::Unresolved, datagrams.count());
@@ -304,13 +302,13 @@ impl Network {
             entry.mac = at.mac;
             entry.flow.kind = UdpKind::Forward { forward, peer: from, local };
         }
-        self.udp_to_guest(flow, from, datagrams, now)
+        self.udp_to_guest(flow, origin, datagrams, now)
     }
 
     fn udp_to_guest(
         &mut self,
         flow: FlowId,
-        from: SocketAddr,
+        &Origin { from, tos, .. }: &Origin,
         datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
@@ -322,7 +320,7 @@ impl Network {
         let entry = self.udp.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.flow.last_used = now;
         entry.flow.bytes_in += datagrams.len as u64;
-        let ip = udp_ip(src, guest.addr);
+        let ip = IpHeader { tos, ..IpHeader::new(src, guest.addr, PROTOCOL_UDP) };
         let port = entry.key.port;
         let ports = (from.port(), guest.port);
         let segment = u16::try_from(datagrams.longest()).unwrap_or(u16::MAX);
@@ -334,17 +332,30 @@ impl Network {
         Ok((port, headers))
     }
 
-    /// Tells a guest that a datagram of its flow to `to` did not arrive.
-    pub fn udp_error(&mut self, flow: FlowId, to: SocketAddr, error: IcmpError, offender: Option<IpAddr>) {
+    /// Tells a guest that a datagram of its flow to `to` did not arrive: one that began with `payload`,
+    /// as far as that is known. What it never sent to is not spoken of, whoever claims it.
+    pub fn udp_error(
+        &mut self,
+        flow: FlowId,
+        to: SocketAddr,
+        error: IcmpError,
+        offender: Option<IpAddr>,
+        payload: &[u8],
+    ) {
         let Some(entry) = self.udp.get(flow) else { return };
-        let guest = entry.key.guest;
+        let FlowKey { port, guest, .. } = entry.key;
+        if let UdpKind::Nat { peers } = &entry.flow.kind
+            && !peers.contains(&to.ip().to_canonical())
+        {
+            return self.count_drop(port, DropReason::UdpFiltered);
+        }
         let dst = self.guest_view(to.ip(), guest.addr);
         let src = offender.map_or(dst, |addr| self.guest_view(addr, guest.addr));
-        let ports = (guest.port, to.port());
-        let headers = Headers::udp(entry.mac, self.mac, &udp_ip(guest.addr, dst), ports, 0, u16::MAX);
-        let quoted = headers.get(crate::wire::ETHERNET_HEADER_LEN..).unwrap_or_default();
-        let frame = error.frame(entry.mac, self.mac, src, guest.addr, quoted);
-        self.send_frame(entry.key.port, frame);
+        let (ip, ports) = (IpHeader::new(guest.addr, dst, PROTOCOL_UDP), (guest.port, to.port()));
+        let sent = Headers::udp(self.mac, entry.mac, &ip, ports, payload.len(), u16::MAX);
+        if let Some(frame) = error.frame(entry.mac, self.mac, src, guest.addr, &sent.quote(payload)) {
+            self.send_frame(port, frame);
+        }
     }
 
     /// A flow's socket could not be had: forgets the flow.
@@ -374,14 +385,10 @@ impl Network {
         dst: (IpAddr, u16),
         payload: &[u8],
     ) {
-        let (ip, ports) = (udp_ip(src.0, dst.0), (src.1, dst.1));
+        let (ip, ports) = (IpHeader::new(src.0, dst.0, PROTOCOL_UDP), (src.1, dst.1));
         let headers = Headers::udp(mac, self.mac, &ip, ports, payload.len(), u16::MAX);
         let mut frame = headers.to_vec();
         frame.extend_from_slice(payload);
         self.outputs.push_back(Output::Frame { port, frame, offload: headers.offload });
     }
-}
-
-fn udp_ip(src: IpAddr, dst: IpAddr) -> IpHeader {
-    IpHeader { src, dst, protocol: PROTOCOL_UDP, ttl: TTL, tos: 0, fragment: false }
 }

@@ -95,6 +95,22 @@ impl Headers {
         headers
     }
 
+    /// The packet as an ICMP error quotes it: from its IP header on, with its checksum, as far as
+    /// `payload` goes.
+    pub fn quote(&self, payload: &[u8]) -> Vec<u8> {
+        let mut packet = [self.get(ETHERNET_HEADER_LEN..).unwrap_or_default(), payload].concat();
+        if let Checksum::Partial { start, offset } = self.offload.checksum {
+            let start = usize::from(start) - ETHERNET_HEADER_LEN;
+            let sum = !checksum::data(packet.get(start..).unwrap_or_default());
+            if let Some(field) =
+                packet.get_mut(start + usize::from(offset)..).and_then(<[u8]>::first_chunk_mut)
+            {
+                *field = sum.to_be_bytes();
+            }
+        }
+        packet
+    }
+
     fn ip(dst: MacAddr, src: MacAddr, ip: &IpHeader, payload_len: usize) -> Self {
         let mut headers = Self { bytes: [0; CAPACITY], len: 0, offload: Offload::default() };
         if ip.dst.is_ipv4() {

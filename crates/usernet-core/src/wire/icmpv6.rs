@@ -1,7 +1,9 @@
 //! ICMPv6 messages (RFC 4443).
 
 use super::headers::pseudo_header_sum;
-use super::{ETHERTYPE_IPV6, EthernetHeader, IPV6_HEADER_LEN, IpHeader, MacAddr, PROTOCOL_ICMPV6};
+use super::{
+    ETHERTYPE_IPV6, EthernetHeader, IPV6_HEADER_LEN, IPV6_MIN_MTU, IpHeader, MacAddr, PROTOCOL_ICMPV6,
+};
 use smoltcp::wire::checksum;
 
 /// Type of an echo request.
@@ -10,8 +12,9 @@ pub const ICMPV6_ECHO: u8 = 128;
 pub const ICMPV6_ECHO_REPLY: u8 = 129;
 /// The types that speak of multicast groups: query, report, done (RFC 2710), report (RFC 3810).
 pub const ICMPV6_LISTENER: [u8; 4] = [130, 131, 132, 143];
-/// RFC 4443 §2.4 (c): an error is no longer than the least MTU.
-pub(super) const MAX_QUOTE: usize = 1280 - IPV6_HEADER_LEN - 8;
+/// How many bytes of a packet an error of either family quotes at most: it is no longer than the least MTU
+/// (RFC 4443 §2.4 (c)).
+pub const ICMP_MAX_QUOTE: usize = IPV6_MIN_MTU as usize - IPV6_HEADER_LEN - 8;
 
 /// Whether a type is an error's (RFC 4443 §2.1).
 pub const fn is_icmpv6_error(kind: u8) -> bool {

@@ -32,9 +32,16 @@ pub struct IpHeader {
     pub tos: u8,
     /// Whether the packet is a fragment.
     pub fragment: bool,
+    /// Whether nobody on the way may cut it: IPv4's "don't fragment"; of IPv6, always.
+    pub dont_fragment: bool,
 }
 
 impl IpHeader {
+    /// The header of a packet that begins here: 64 hops, neither DSCP nor ECN, whole and to stay so.
+    pub fn new(src: IpAddr, dst: IpAddr, protocol: u8) -> Self {
+        Self { src, dst, protocol, ttl: 64, tos: 0, fragment: false, dont_fragment: true }
+    }
+
     /// Reads an IPv4 header at the start of `bytes`, which may end anywhere behind it, of a packet
     /// that has `available` bytes in its frame. Returns the header, its length with options and the
     /// length of the transport's header and payload.
@@ -63,6 +70,7 @@ impl IpHeader {
             ttl: packet.hop_limit(),
             tos: packet.dscp() << 2 | packet.ecn(),
             fragment: packet.more_frags() || packet.frag_offset() > 0,
+            dont_fragment: packet.dont_frag(),
         };
         Ok((header, header_len, total_len - header_len))
     }
@@ -73,7 +81,7 @@ impl IpHeader {
     }
 
     /// Writes an IPv4 header without options for `payload_len` bytes of transport header and
-    /// payload, with its checksum. "Don't fragment" is set.
+    /// payload, with its checksum. It is whole, and has no identification.
     ///
     /// # Panics
     /// When `bytes` is shorter than 20, or an address is not IPv4.
@@ -86,7 +94,7 @@ impl IpHeader {
         packet.set_total_len(u16::try_from(IPV4_HEADER_LEN + payload_len).unwrap_or(u16::MAX));
         packet.set_ident(0);
         packet.clear_flags();
-        packet.set_dont_frag(true);
+        packet.set_dont_frag(self.dont_fragment);
         packet.set_more_frags(false);
         packet.set_frag_offset(0);
         packet.set_hop_limit(self.ttl);

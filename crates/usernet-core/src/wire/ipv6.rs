@@ -14,6 +14,8 @@ use crate::drops::DropReason;
 
 /// The bytes of an IPv6 header without extension headers.
 pub const IPV6_HEADER_LEN: usize = 40;
+/// What every link of IPv6 takes at least, in bytes (RFC 8200 §5).
+pub const IPV6_MIN_MTU: u16 = 1280;
 /// Next-header number of a fragment header (RFC 8200 §4.5): 8 bytes, and what they cut follows.
 pub const PROTOCOL_IPV6_FRAGMENT: u8 = 44;
 /// Next-header number of ICMPv6.
@@ -85,6 +87,7 @@ impl IpHeader {
             ttl: packet.hop_limit(),
             tos: packet.traffic_class(),
             fragment: false,
+            dont_fragment: true,
         };
         let len = header.walk(bytes, total_len)?;
         Ok((header, len, total_len - len))
@@ -203,12 +206,9 @@ mod tests {
     /// A packet to the gateway with these bytes behind its header, the first of kind `next`.
     fn packet(next: u8, rest: &[u8]) -> Vec<u8> {
         let header = IpHeader {
-            src: "fd00::15".parse().unwrap(),
-            dst: "fd00::2".parse().unwrap(),
-            protocol: next,
             ttl: 9,
             tos: 0xb9,
-            fragment: false,
+            ..IpHeader::new("fd00::15".parse().unwrap(), "fd00::2".parse().unwrap(), next)
         };
         let mut bytes = vec![0; IPV6_HEADER_LEN];
         header.emit_v6(&mut bytes, rest.len());

@@ -259,7 +259,7 @@ fn seconds(time: Duration) -> [u8; 4] {
 
 fn ndp_ip(src: Ipv6Addr, dst: Ipv6Addr) -> IpHeader {
     let (src, dst) = (src.into(), dst.into());
-    IpHeader { src, dst, protocol: PROTOCOL_ICMPV6, ttl: HOP_LIMIT, tos: 0, fragment: false }
+    IpHeader { ttl: HOP_LIMIT, ..IpHeader::new(src, dst, PROTOCOL_ICMPV6) }
 }
 
 #[cfg(test)]

@@ -7,17 +7,17 @@ use std::os::fd::AsFd as _;
 use usernet_core::datagrams::Datagrams;
 use usernet_core::drops::DropReason;
 use usernet_core::host::HostError;
-use usernet_core::network::{DnsQuery, UdpVia};
+use usernet_core::network::{Delivery, DnsQuery, UdpVia};
 use usernet_core::port::PortId;
 use usernet_core::table::{FlowId, FlowKind};
-use usernet_core::wire::{Headers, ICMP_HEADER_LEN, IcmpError};
+use usernet_core::wire::{Headers, ICMP_HEADER_LEN, ICMP_MAX_QUOTE, IcmpError};
 use usernet_dns::Transport;
 use usernet_host::epoll::{Event, Interest};
 use usernet_host::inbox::{self, Batch};
 use usernet_host::outbox::{Outbox, Unsent};
 use usernet_host::ping::PingEnd;
 use usernet_host::udp::UdpEnd;
-use usernet_host::{Envelope, QueuedError};
+use usernet_host::{Envelope, Icmp, QueuedError};
 
 use super::port::Sent;
 use super::{Command, Worker, slot};
@@ -45,6 +45,8 @@ enum Next {
 pub(super) struct UdpSlot {
     pub(super) flow: FlowId,
     end: UdpEnd,
+    /// Whether nobody may cut what it sends, once that has been said.
+    dont_fragment: Option<bool>,
     /// It is on the list of those to read, or waits for room in its guest's link.
     ready: bool,
 }
@@ -53,14 +55,15 @@ pub(super) struct UdpSlot {
 pub(super) struct PingSlot {
     pub(super) flow: FlowId,
     end: PingEnd,
+    dont_fragment: Option<bool>,
     ready: bool,
 }
 
 /// Datagrams of a batch of frames that leave by one socket.
 #[derive(Default)]
 pub(super) struct Leaving<'a> {
-    /// Of which flow they are; none as long as there are none.
-    by: Option<(FlowId, UdpVia)>,
+    /// Of which flow they are, and whether nobody may cut them; none as long as there are none.
+    by: Option<(FlowId, UdpVia, bool)>,
     outbox: Outbox<'a>,
 }
 
@@ -70,27 +73,27 @@ impl Worker {
         &mut self,
         leaving: &mut Leaving<'a>,
         (flow, via): (FlowId, UdpVia),
-        (to, ttl): (SocketAddr, u8),
+        (to, Delivery { ttl, tos, dont_fragment }): (SocketAddr, Delivery),
         datagrams: Datagrams,
         slices: impl FnOnce(&mut Vec<IoSlice<'a>>),
     ) {
-        if leaving.by != Some((flow, via)) {
+        if leaving.by != Some((flow, via, dont_fragment)) {
             self.send_udp(leaving);
-            leaving.by = Some((flow, via));
+            leaving.by = Some((flow, via, dont_fragment));
         }
         let from = match via {
             UdpVia::Forward { local, .. } => local,
             UdpVia::Own { .. } => None,
         };
-        leaving.outbox.push(Envelope { to, from, ttl: Some(ttl), tos: 0 }, datagrams, slices);
+        leaving.outbox.push(Envelope { to, from, ttl: Some(ttl), tos }, datagrams, slices);
     }
 
     /// Sends what leaves.
     pub(super) fn send_udp(&mut self, Leaving { by, outbox }: &mut Leaving<'_>) {
-        let (Some((flow, via)), Some(to)) = (by.take(), outbox.first_to()) else { return };
+        let (Some((flow, via, dont_fragment)), Some(to)) = (by.take(), outbox.first_to()) else { return };
         let end = match via {
             UdpVia::Forward { forward, .. } => self.udp_forwards.get(&forward).map(|end| &**end),
-            UdpVia::Own { guest_port } => self.udp_end(flow, to.ip(), guest_port),
+            UdpVia::Own { guest_port } => self.udp_end(flow, to.ip(), guest_port, dont_fragment),
         };
         let mut lost = Vec::new();
         match end {
@@ -100,26 +103,30 @@ impl Worker {
                 self.parts.core.udp_failed(flow, DropReason::HostExhausted);
             }
         }
-        for Unsent { to, datagrams, error } in lost {
+        for Unsent { to, datagrams, error, payload } in lost {
             if let Some(port) = self.parts.core.port_of(flow) {
                 self.parts.core.count_drops(port, DropReason::UdpSend, datagrams);
             }
-            if error != HostError::Exhausted {
-                self.parts.core.udp_error(flow, to, icmp_error(error), None);
+            if let Some(error) = self.send_error(flow, to.ip(), error) {
+                self.parts.core.udp_error(flow, to, error, None, &payload);
             }
         }
     }
 
     /// The flow's own socket, opened when it has none yet.
-    fn udp_end(&mut self, flow: FlowId, to: IpAddr, guest_port: u16) -> Option<&UdpEnd> {
+    fn udp_end(&mut self, flow: FlowId, to: IpAddr, guest_port: u16, dont_fragment: bool) -> Option<&UdpEnd> {
         let poll = &self.parts.poll;
         let slot = slot(&mut self.udp, flow.index);
         if slot.as_ref().is_none_or(|slot| slot.flow != flow) {
             let end = UdpEnd::open(any_address(to), guest_port).ok()?;
             poll.add(end.as_fd(), flow.to_token(), Interest::Read).ok()?;
-            *slot = Some(UdpSlot { flow, end, ready: false });
+            *slot = Some(UdpSlot { flow, end, dont_fragment: None, ready: false });
         }
-        slot.as_ref().map(|slot| &slot.end)
+        let UdpSlot { end, dont_fragment: said, .. } = slot.as_mut()?;
+        if said.replace(dont_fragment) != Some(dont_fragment) {
+            end.dont_fragment(dont_fragment).ok()?;
+        }
+        Some(end)
     }
 
     pub(super) fn send_ping(
@@ -127,10 +134,10 @@ impl Worker {
         flow: FlowId,
         ident: u16,
         to: IpAddr,
-        header: [u8; ICMP_HEADER_LEN],
         message: &[IoSlice<'_>],
-        ttl: u8,
+        Delivery { ttl, tos, dont_fragment }: Delivery,
     ) {
+        let start = || message.iter().flat_map(|slice| slice.iter().copied()).take(ICMP_MAX_QUOTE).collect();
         let poll = &self.parts.poll;
         let slot = slot(&mut self.ping, flow.index);
         if slot.as_ref().is_none_or(|slot| slot.flow != flow) {
@@ -140,20 +147,39 @@ impl Worker {
                 Ok(end)
             });
             match registered {
-                Ok(end) => *slot = Some(PingSlot { flow, end, ready: false }),
+                Ok(end) => *slot = Some(PingSlot { flow, end, dont_fragment: None, ready: false }),
                 Err(error) => {
                     let forbidden = error == HostError::Prohibited;
                     let reason =
                         if forbidden { DropReason::PingForbidden } else { DropReason::HostExhausted };
-                    return self.parts.core.ping_failed(flow, to, header, reason);
+                    let start: Vec<u8> = start();
+                    return self.parts.core.ping_failed(flow, to, &start, reason);
                 }
             }
         }
         let Some(slot) = slot else { return };
-        let envelope = Envelope { to: SocketAddr::new(to, 0), from: None, ttl: Some(ttl), tos: 0 };
-        if let Err(error) = slot.end.send(message, &envelope) {
+        let envelope = Envelope { to: SocketAddr::new(to, 0), from: None, ttl: Some(ttl), tos };
+        let said = slot.dont_fragment.replace(dont_fragment) == Some(dont_fragment);
+        let ready = if said { Ok(()) } else { slot.end.dont_fragment(dont_fragment) };
+        if let Err(error) = ready.and_then(|()| slot.end.send(message, &envelope)) {
             self.count_drop(flow, DropReason::PingSend);
-            self.parts.core.ping_error(flow, to, header, icmp_error(error), None);
+            if let Some(error) = self.send_error(flow, to, error) {
+                let start: Vec<u8> = start();
+                self.parts.core.ping_error(flow, to, &start, error, None);
+            }
+        }
+    }
+
+    /// What a guest is told of a failed send to `to`.
+    fn send_error(&mut self, flow: FlowId, to: IpAddr, error: HostError) -> Option<IcmpError> {
+        match error {
+            HostError::Exhausted => None,
+            // How long it may be is said in the error queue.
+            HostError::TooLong => self.take_errors(flow).map(|mtu| IcmpError::too_big(to, mtu)),
+            HostError::Refused => Some(IcmpError::PortUnreachable),
+            HostError::NetUnreachable => Some(IcmpError::NetUnreachable),
+            HostError::Prohibited => Some(IcmpError::Prohibited),
+            _ => Some(IcmpError::HostUnreachable),
         }
     }
 
@@ -192,33 +218,41 @@ impl Worker {
         (of == flow).then_some(ready)
     }
 
-    fn take_errors(&mut self, flow: FlowId) {
+    /// Tells a guest of what came back for its datagrams. Returns the MTU of the host's link that the last
+    /// of them was too long for: whoever sent that one tells of it.
+    fn take_errors(&mut self, flow: FlowId) -> Option<u32> {
+        let mut quoted = [0; ICMP_MAX_QUOTE];
+        let mut mtu = None;
         for _ in 0..BUDGET {
-            let mut quoted = [0; ICMP_HEADER_LEN];
             let index = flow.index as usize;
             let error = match flow.kind {
                 FlowKind::Udp => self
                     .udp
-                    .get(index)
-                    .and_then(Option::as_ref)
-                    .and_then(|slot| slot.end.take_error(&mut quoted)),
+                    .get(index)?
+                    .as_ref()
+                    .filter(|slot| slot.flow == flow)?
+                    .end
+                    .take_error(&mut quoted),
                 _ => self
                     .ping
-                    .get(index)
-                    .and_then(Option::as_ref)
-                    .and_then(|slot| slot.end.take_error(&mut quoted)),
+                    .get(index)?
+                    .as_ref()
+                    .filter(|slot| slot.flow == flow)?
+                    .end
+                    .take_error(&mut quoted),
             };
-            let Some(QueuedError { to, error, icmp, mtu, .. }) = error else { break };
-            let offender = icmp.and_then(|icmp| icmp.offender);
-            let error = match icmp {
-                Some(icmp) => IcmpError::Other { kind: icmp.kind, code: icmp.code, info: mtu },
-                None => icmp_error(error),
+            let Some(QueuedError { to, icmp, mtu: told, len, .. }) = error else { break };
+            let Some(Icmp { error, offender }) = icmp else {
+                mtu = Some(told).filter(|mtu| *mtu > 0);
+                continue;
             };
+            let quoted = quoted.get(..len).unwrap_or_default();
             match flow.kind {
-                FlowKind::Udp => self.parts.core.udp_error(flow, to, error, offender),
+                FlowKind::Udp => self.parts.core.udp_error(flow, to, error, offender, quoted),
                 _ => self.parts.core.ping_error(flow, to.ip(), quoted, error, offender),
             }
         }
+        mtu
     }
 
     /// Reads from each ready socket in turn.
@@ -270,7 +304,7 @@ impl Worker {
         while let Some(batch) = self.inbox.batch(next) {
             next = batch.messages.end;
             if let Ok((_, headers)) =
-                self.parts.core.udp_from_host(flow, batch.from, batch.datagrams, self.now)
+                self.parts.core.udp_from_host(flow, &batch.origin, batch.datagrams, self.now)
             {
                 outcome = self.send_received(port, &headers, &batch);
             }
@@ -311,8 +345,8 @@ impl Worker {
             let received = slot.end.receive(&mut parts).ok().flatten()?;
             more = true;
             let len = received.len.checked_sub(ICMP_HEADER_LEN)?;
-            let ttl = received.ttl.unwrap_or(64);
-            let (_, headers) = core.ping_from_host(flow, received.from.ip(), header, len, ttl, *now).ok()?;
+            let how = (received.ttl.unwrap_or(64), received.tos);
+            let (_, headers) = core.ping_from_host(flow, received.from.ip(), header, len, how, *now).ok()?;
             Some((headers, len))
         });
         let sent = self.sent(port, outcome);
@@ -350,14 +384,5 @@ fn any_address(of: IpAddr) -> IpAddr {
     match of {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    }
-}
-
-fn icmp_error(error: HostError) -> IcmpError {
-    match error {
-        HostError::Refused => IcmpError::PortUnreachable,
-        HostError::NetUnreachable => IcmpError::NetUnreachable,
-        HostError::Prohibited => IcmpError::Prohibited,
-        _ => IcmpError::HostUnreachable,
     }
 }

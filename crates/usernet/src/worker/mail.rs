@@ -5,12 +5,12 @@
 //! descriptors. What guests can make as much of as they like is handed over, and what finds no room is lost.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 
-use usernet_core::datagrams::Datagrams;
+use usernet_core::datagrams::{Datagrams, Origin};
 use usernet_core::offload::Offload;
 use usernet_core::port::PortId;
 use usernet_core::table::Endpoint;
@@ -32,14 +32,7 @@ pub(crate) enum Handed {
     /// A frame from a guest, for a flow.
     FromGuest { port: PortId, frame: Vec<u8>, offload: Offload },
     /// Datagrams for a guest, which came to a forwarded port.
-    Forwarded {
-        forward: u32,
-        guest: Endpoint,
-        from: SocketAddr,
-        to: Option<IpAddr>,
-        datagrams: Datagrams,
-        payload: Vec<u8>,
-    },
+    Forwarded { forward: u32, guest: Endpoint, origin: Origin, datagrams: Datagrams, payload: Vec<u8> },
     /// An address has been found.
     Found(IpAddr),
 }

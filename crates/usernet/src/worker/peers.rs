@@ -78,16 +78,16 @@ impl Worker {
 
     /// Takes datagrams that came to a forwarded port, here or where its guest is.
     pub(super) fn take_forwarded(&mut self, forward: u32, guest: Endpoint, batch: &Batch) {
-        let &Batch { from, to, datagrams, .. } = batch;
+        let &Batch { origin, datagrams, .. } = batch;
         if let Some(worker) = self.parts.core.elsewhere(guest.addr) {
             let payload = joined(self.inbox.payload(batch));
-            let handed = Handed::Forwarded { forward, guest, from, to, datagrams, payload };
+            let handed = Handed::Forwarded { forward, guest, origin, datagrams, payload };
             if !self.hand(worker, handed) {
                 self.parts.core.count_lost(DropReason::WorkerBusy, datagrams.count());
             }
             return;
         }
-        let outcome = self.parts.core.udp_from_forward(forward, guest, from, to, datagrams, self.now);
+        let outcome = self.parts.core.udp_from_forward(forward, guest, &origin, datagrams, self.now);
         if let Ok((port, headers)) = outcome {
             self.send_received(port, &headers, batch);
         }
@@ -110,12 +110,12 @@ impl Worker {
                 self.handle_batch(port, &Stray { frame, offload, waker }, &mut (0..1), budget);
                 self.drain_outputs();
             }
-            Handed::Forwarded { forward, guest, from, to, datagrams, payload } => {
+            Handed::Forwarded { forward, guest, origin, datagrams, payload } => {
                 let core = &mut self.parts.core;
                 // The forward may have been removed meanwhile.
                 if self.udp_forwards.contains_key(&forward)
                     && let Ok((port, headers)) =
-                        core.udp_from_forward(forward, guest, from, to, datagrams, self.now)
+                        core.udp_from_forward(forward, guest, &origin, datagrams, self.now)
                 {
                     self.send(port, &[IoSlice::new(&headers), IoSlice::new(&payload)], headers.offload);
                 }

@@ -236,17 +236,15 @@ impl Worker {
                     rx.slices(index, payload, &mut slices);
                     self.keep(flow, at, &slices);
                 }
-                Verdict::Udp { flow, via, to, payload, segment, ttl } => {
+                Verdict::Udp { flow, via, to, payload, segment, delivery } => {
                     let datagrams = Datagrams { len: payload.len(), segment };
-                    self.gather_udp(&mut leaving, (flow, via), (to, ttl), datagrams, |slices| {
+                    self.gather_udp(&mut leaving, (flow, via), (to, delivery), datagrams, |slices| {
                         rx.slices(index, payload, slices);
                     });
                 }
-                Verdict::Ping { flow, ident, to, message, ttl } => {
-                    let mut header = [0; usernet_core::wire::ICMP_HEADER_LEN];
-                    rx.copy_to(index, message.start, &mut header);
+                Verdict::Ping { flow, ident, to, message, delivery } => {
                     rx.slices(index, message, &mut slices);
-                    self.send_ping(flow, ident, to, header, &slices, ttl);
+                    self.send_ping(flow, ident, to, &slices, delivery);
                 }
                 Verdict::Dns { query, payload } => {
                     let mut message = vec![0; payload.len()];

@@ -45,7 +45,7 @@ fn drain(network: &mut Network, now: Instant) -> Vec<Output> {
 fn packet(mac: MacAddr, src: &str, dst: &str, protocol: u8, ttl: u8, rest: &[u8]) -> Vec<u8> {
     let to = if v6(dst).is_multicast() { group_mac(v6(dst)) } else { MacAddr([0x52, 0x55, 10, 0, 2, 2]) };
     let header = EthernetHeader { dst: to, src: mac, ethertype: ETHERTYPE_IPV6 };
-    let ip = IpHeader { src: v6(src).into(), dst: v6(dst).into(), protocol, ttl, tos: 0, fragment: false };
+    let ip = IpHeader { ttl, ..IpHeader::new(v6(src).into(), v6(dst).into(), protocol) };
     let mut bytes = [0; 40];
     ip.emit_v6(&mut bytes, rest.len());
     [&header.to_bytes()[..], &bytes, rest].concat()
@@ -365,7 +365,7 @@ fn a_connect_that_has_no_route_is_told_so_at_once() {
 #[test]
 fn super_frames_are_of_their_own_kind() {
     let (src, dst) = (v6(OUTSIDE).into(), v6("fd00::15").into());
-    let ip = IpHeader { src, dst, protocol: PROTOCOL_TCP, ttl: 64, tos: 0, fragment: false };
+    let ip = IpHeader::new(src, dst, PROTOCOL_TCP);
     let headers = Headers::tcp(A, B, &ip, &TcpHeader::default(), 9000, 1440);
     let segmentation = headers.offload.segmentation.unwrap();
     assert_eq!((segmentation.kind, segmentation.header_len, headers.len()), (SegmentKind::Tcp6, 74, 74));
