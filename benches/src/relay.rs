@@ -208,7 +208,7 @@ impl Relay {
 
     fn operate(&mut self, flow: FlowId, op: TcpOp) {
         match op {
-            TcpOp::Connect(_) => {
+            TcpOp::Connect { .. } => {
                 self.flow = Some(flow);
                 self.network.tcp_event(flow, HostEvent::SendSpace { free: FREE }, self.now);
                 self.network.tcp_event(flow, HostEvent::Connected, self.now);

@@ -440,14 +440,14 @@ impl World {
     }
 
     fn op(&mut self, flow: FlowId, op: TcpOp) {
-        if let TcpOp::Connect(_) = op {
+        if let TcpOp::Connect { .. } = op {
             assert!(self.ends.insert(flow, End::default()).is_none(), "connected twice");
             return;
         }
         let end = self.ends.get_mut(&flow).expect("an operation on a flow without a host end");
         assert!(end.connected || op == TcpOp::Reset, "{op:?} before the connect was over");
         match op {
-            TcpOp::Connect(_) => {}
+            TcpOp::Connect { .. } => {}
             TcpOp::Peek { port, at, max, segment } => {
                 assert!(at <= end.queue && max > 0 && segment > 0);
                 let room = self.room.min(max);

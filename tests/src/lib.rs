@@ -24,6 +24,7 @@ pub mod peers;
 pub mod process;
 pub mod qemu;
 pub mod quic;
+pub mod routers;
 pub mod stream_guest;
 pub mod wait;
 mod world;

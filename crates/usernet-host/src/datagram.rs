@@ -83,6 +83,12 @@ pub(crate) fn report_errors(fd: impl AsFd, family: AddressFamily, on: bool) -> R
     sys::set_int(fd, level, name, on.into())
 }
 
+/// Sets DSCP, and ECN where that is not the kernel's own, of what is sent.
+pub(crate) fn set_tos(fd: impl AsFd, ipv4: bool, tos: u8) -> Result<()> {
+    let name = if ipv4 { libc::IP_TOS } else { libc::IPV6_TCLASS };
+    sys::set_int(fd, ip_level(ipv4), name, tos.into())
+}
+
 /// Says whether what is sent may be cut on its way. Where it may not, this host's own knowledge of the
 /// way is no matter: whoever sends finds out for themselves, by what the error queue says.
 pub(crate) fn dont_fragment(fd: impl AsFd, ipv4: bool, on: bool) -> Result<()> {

@@ -112,13 +112,14 @@ impl PeekSupport {
 }
 
 impl TcpEnd {
-    /// Begins to connect to `to`, from `source` when one is given. The outcome is told by an event;
+    /// Begins to connect to `to`, from `source` when one is given, by segments with this DSCP (as it stands
+    /// in an IP header). The outcome is told by an event;
     /// [`TcpEnd::finish_connect`] says which.
     ///
     /// # Errors
     /// Nothing can be sent there, or no descriptors or ports are left.
-    pub fn connect(to: SocketAddr, source: Option<IpAddr>) -> Result<Self, HostError> {
-        Self::try_connect(to, source).map_err(host_error)
+    pub fn connect(to: SocketAddr, source: Option<IpAddr>, dscp: u8) -> Result<Self, HostError> {
+        Self::try_connect(to, source, dscp).map_err(host_error)
     }
 
     /// Takes a connected TCP socket, as accepted.
@@ -291,13 +292,16 @@ impl TcpEnd {
         Self { fd, kind, queue, writable: false, read_closed: false, urgent: false, space: 0, used: 0 }
     }
 
-    fn try_connect(to: SocketAddr, source: Option<IpAddr>) -> rustix::io::Result<Self> {
+    fn try_connect(to: SocketAddr, source: Option<IpAddr>, dscp: u8) -> rustix::io::Result<Self> {
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd = open(family)?;
         let queue = configure(&fd, family)?;
         let end = Self::new(Kind::Tcp(family), queue, fd);
         // In SYN_SENT the error queue is the only place that tells "prohibited" from "unreachable".
         datagram::report_errors(&end.fd, family, true)?;
+        if dscp != 0 {
+            datagram::set_tos(&end.fd, to.is_ipv4(), dscp)?;
+        }
         if let Some(source) = source {
             // The port is chosen by the connect, which knows the destination: far more of them.
             sys::set_int(&end.fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;

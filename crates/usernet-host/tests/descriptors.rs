@@ -27,7 +27,7 @@ fn running_out_of_descriptors_is_survived() {
         peers.push(peer);
     }
     assert!(matches!(forward.accept(), Ok(Accept::Exhausted)));
-    assert_eq!(TcpEnd::connect(forward.local_addr(), None).map(drop), Err(HostError::Exhausted));
+    assert_eq!(TcpEnd::connect(forward.local_addr(), None, 0).map(drop), Err(HostError::Exhausted));
     assert_eq!(UdpEnd::open(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).map(drop), Err(HostError::Exhausted));
 
     assert_eq!(raise_descriptor_limit(), hard.unwrap_or(u64::MAX));

@@ -161,7 +161,7 @@ fn inside_ping_forbidden() {
 fn inside_routers_that_say_no() {
     assert_eq!(connect(PROHIBITED.parse().unwrap()).map(drop), Err(HostError::Prohibited));
     assert_eq!(connect(UNREACHABLE.parse().unwrap()).map(drop), Err(HostError::HostUnreachable));
-    let mut pending = TcpEnd::connect(SILENT.parse().unwrap(), None).unwrap();
+    let mut pending = TcpEnd::connect(SILENT.parse().unwrap(), None, 0).unwrap();
     assert_eq!(pending.finish_connect(), Ok(false));
     assert_eq!(Watch::new(&pending).next_within(Duration::ZERO), None);
 
@@ -186,5 +186,5 @@ fn inside_routers_that_say_no() {
     let nowhere =
         Envelope { to: SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9)), ..envelope(SILENT) };
     assert_eq!(send(&none, &[b"hello"], nowhere), Err(HostError::NetUnreachable));
-    assert_eq!(TcpEnd::connect(nowhere.to, None).map(drop), Err(HostError::NetUnreachable));
+    assert_eq!(TcpEnd::connect(nowhere.to, None, 0).map(drop), Err(HostError::NetUnreachable));
 }

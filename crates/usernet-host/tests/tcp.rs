@@ -209,9 +209,9 @@ fn a_refused_connect_says_so() {
 fn connects_from_the_address_that_was_asked_for() {
     let listener = TcpListener::bind((LOCALHOST, 0)).unwrap();
     let source = "127.0.0.9".parse().unwrap();
-    let _end = TcpEnd::connect(listener.local_addr().unwrap(), Some(source)).unwrap();
+    let _end = TcpEnd::connect(listener.local_addr().unwrap(), Some(source), 0).unwrap();
     assert_eq!(listener.accept().unwrap().1.ip(), source);
-    let foreign = TcpEnd::connect(listener.local_addr().unwrap(), Some("192.0.2.1".parse().unwrap()));
+    let foreign = TcpEnd::connect(listener.local_addr().unwrap(), Some("192.0.2.1".parse().unwrap()), 0);
     assert_eq!(foreign.map(drop), Err(HostError::Exhausted), "no address of this host");
 }
 

@@ -484,7 +484,7 @@ impl<G: Guest> Sim<G> {
     fn tcp_op(&mut self, flow: FlowId, op: TcpOp) {
         let now = self.now;
         match op {
-            TcpOp::Connect(target) => {
+            TcpOp::Connect { target, .. } => {
                 let to = match target {
                     usernet_core::network::Target::Host(to) => to,
                     usernet_core::network::Target::Dns => SocketAddr::from(([127, 0, 0, 53], 53)),

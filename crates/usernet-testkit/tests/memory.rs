@@ -62,7 +62,7 @@ fn open(net: &mut Network, n: usize, now: Instant) {
     send(net, peer, &tcp, now);
     while let Some(output) = net.poll_output(now) {
         match output {
-            Output::Tcp { flow, op: TcpOp::Connect(_) } => {
+            Output::Tcp { flow, op: TcpOp::Connect { .. } } => {
                 net.tcp_event(flow, HostEvent::SendSpace { free: 1 << 20 }, now);
                 net.tcp_event(flow, HostEvent::Connected, now);
             }

@@ -15,6 +15,7 @@ mod ipv6;
 mod join;
 mod load;
 mod names;
+mod path;
 mod ping;
 mod quic;
 mod tcp;

@@ -200,7 +200,12 @@ pub enum Output {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpOp {
     /// Connect the host end; answer with `Connected` or `Failed`.
-    Connect(Target),
+    Connect {
+        /// To where.
+        target: Target,
+        /// The DSCP that the guest's SYN came with, as it stands in an IP header.
+        dscp: u8,
+    },
     /// Peek host bytes into the link of `port`; answer with [`super::Network::tcp_peeked`].
     Peek {
         /// The guest.

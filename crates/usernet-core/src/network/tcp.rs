@@ -12,8 +12,8 @@ use crate::table::{Endpoint, Entry, FlowId, FlowKey, hash};
 use crate::tcp::{self, Accept, SeqNumber, TcpFlow};
 use crate::time::Instant;
 use crate::wire::{
-    Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IcmpError, IpHeader, MacAddr, PROTOCOL_TCP, TCP_HEADER_LEN,
-    TcpFlags, TcpHeader,
+    DSCP, Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IcmpError, IpHeader, MacAddr, PROTOCOL_TCP,
+    TCP_HEADER_LEN, TcpFlags, TcpHeader,
 };
 
 /// Where source ports for forwarded connections are taken from when the peer's own is in use.
@@ -28,6 +28,8 @@ pub struct TcpEntry {
     pub target: Option<Target>,
     /// Whether it counts among its guest's pending connects.
     connecting: bool,
+    /// The DSCP that the guest's SYN came with; ECN belongs to each of the two connections.
+    dscp: u8,
     /// As how many kept bytes it counts.
     kept: u32,
 }
@@ -130,7 +132,8 @@ impl Network {
         port.connecting += 1;
         port.dns_streams += usize::from(target == Target::Dns);
         let tcp = TcpFlow::from_guest(seg, self.initial_seq(&key, now), self.tcp_mss(&key), now);
-        let entry = TcpEntry { tcp, target: Some(target), connecting: true, kept: 0 };
+        let dscp = packet.ip.tos & DSCP;
+        let entry = TcpEntry { tcp, target: Some(target), connecting: true, dscp, kept: 0 };
         let flow = self.tcp.insert(key, packet.mac, entry);
         self.mark_dirty(flow);
         Ok(Verdict::Done)
@@ -157,7 +160,8 @@ impl Network {
         let key = key(peer);
         let tcp =
             TcpFlow::to_guest(guest.port, peer.port, self.initial_seq(&key, now), self.tcp_mss(&key), now);
-        let flow = self.tcp.insert(key, mac, TcpEntry { tcp, target: None, connecting: false, kept: 0 });
+        let flow =
+            self.tcp.insert(key, mac, TcpEntry { tcp, target: None, connecting: false, dscp: 0, kept: 0 });
         self.mark_dirty(flow);
         Some(flow)
     }
@@ -295,7 +299,9 @@ impl Network {
                 self.forget_tcp(flow);
                 return None;
             }
-            Some(tcp::Output::Connect) => TcpOp::Connect(entry.flow.target?),
+            Some(tcp::Output::Connect) => {
+                TcpOp::Connect { target: entry.flow.target?, dscp: entry.flow.dscp }
+            }
             Some(tcp::Output::Peek { at, max, segment }) => {
                 // One burst a turn: flows share a link evenly.
                 let port = entry.key.port;

@@ -17,6 +17,9 @@ pub const PROTOCOL_TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
 
+/// Where in the type of service, or the traffic class, DSCP lies (RFC 2474); the rest is ECN (RFC 3168).
+pub const DSCP: u8 = 0xfc;
+
 /// An IP header, as far as a relay cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpHeader {

@@ -19,7 +19,7 @@ pub use headers::{
 };
 pub use icmp::{ICMP_ECHO, ICMP_ECHO_REPLY, ICMP_HEADER_LEN, IcmpError};
 pub use icmpv6::{ICMP_MAX_QUOTE, ICMPV6_ECHO, ICMPV6_ECHO_REPLY, ICMPV6_LISTENER, is_icmpv6_error};
-pub use ip::{IPV4_HEADER_LEN, IpHeader, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
+pub use ip::{DSCP, IPV4_HEADER_LEN, IpHeader, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
 pub use ipv6::{IPV6_HEADER_LEN, IPV6_MIN_MTU, Ipv6Error, PROTOCOL_ICMPV6, PROTOCOL_IPV6_FRAGMENT};
 pub use ndp::{
     ALL_NODES, Ndp, RouterAdvert, domain_list, group_mac, link_local, neighbor_advert, neighbor_solicit,

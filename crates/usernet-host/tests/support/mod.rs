@@ -63,7 +63,7 @@ impl Watch {
 
 /// Connects to `to` and waits for the outcome.
 pub(crate) fn connect(to: SocketAddr) -> Result<TcpEnd, HostError> {
-    let mut end = TcpEnd::connect(to, None)?;
+    let mut end = TcpEnd::connect(to, None, 0)?;
     let mut watch = Watch::new(&end);
     loop {
         watch.until(|_| true);

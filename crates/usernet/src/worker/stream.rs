@@ -69,10 +69,10 @@ impl Worker {
         }
     }
 
-    fn connect(&mut self, flow: FlowId, target: Target) {
+    fn connect(&mut self, flow: FlowId, target: Target, dscp: u8) {
         tracing::debug!(?flow, ?target, "connecting");
         let end = match target {
-            Target::Host(addr) => TcpEnd::connect(addr, None).map(|end| (end, true)),
+            Target::Host(addr) => TcpEnd::connect(addr, None, dscp).map(|end| (end, true)),
             Target::Dns => self.dns_stream().map(|end| (end, false)),
         };
         match end {
@@ -143,14 +143,14 @@ impl Worker {
 
     /// Does what the core asks for a flow.
     pub(super) fn tcp_op(&mut self, flow: FlowId, op: TcpOp) {
-        if let TcpOp::Connect(target) = op {
-            return self.connect(flow, target);
+        if let TcpOp::Connect { target, dscp } = op {
+            return self.connect(flow, target, dscp);
         }
         let now = self.now;
         let Some(slot) = self.tcp_slot(flow) else { return };
         match op {
             // A peek needs the guest's link too, and was taken care of by the caller.
-            TcpOp::Connect(_) | TcpOp::Peek { .. } => {}
+            TcpOp::Connect { .. } | TcpOp::Peek { .. } => {}
             TcpOp::Discard { len } => match slot.end.discard(len) {
                 Ok(true) => self.tcp_event(flow, HostEvent::Readable),
                 Ok(false) => {}

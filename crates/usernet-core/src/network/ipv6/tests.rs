@@ -346,7 +346,7 @@ fn a_connect_that_has_no_route_is_told_so_at_once() {
         let frame = packet(A, "fd00::15", OUTSIDE, PROTOCOL_TCP, 64, &bytes);
         let _ = network.handle_frame(P1, &frame[..], at(1));
         let flow = drain(&mut network, at(1)).into_iter().find_map(|output| match output {
-            Output::Tcp { flow, op: TcpOp::Connect(Target::Host(to)) } => {
+            Output::Tcp { flow, op: TcpOp::Connect { target: Target::Host(to), .. } } => {
                 assert_eq!(to, SocketAddr::new(v6(OUTSIDE).into(), 80));
                 Some(flow)
             }
