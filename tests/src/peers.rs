@@ -1,15 +1,15 @@
 //! What guests talk to on the host: each server is threads of the test, on a port of its own.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 use crate::{Noise, bursts, sha256};
 
 /// Serves every connection with `serve` on a thread of its own, for as long as the test runs. The
-/// address is on all interfaces of the host: guests reach it by the gateway's address too.
+/// address is on all interfaces of the host, of either kind of IP: guests reach it by the gateway's address too.
 pub fn tcp(serve: impl Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static) -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for stream in listener.incoming() {

@@ -83,9 +83,14 @@ impl Routers {
         thread::spawn(run).join().unwrap()
     }
 
-    /// Runs `ip` far away.
-    pub fn ip_far(&self, arguments: &str) {
-        inside(Some(&self.far), arguments);
+    /// Looks at the packets that come far away and that a filter (pcap-filter(7)) lets through.
+    pub fn watch(&self, filter: &str) -> Process {
+        let mut command = Command::new("nsenter");
+        let watch = format!("exec tcpdump -Z root -l -n -v -i in '{filter}' 2>&1");
+        command.args(["--net", "--target", &self.far.pid().to_string(), "sh", "-c", &watch]);
+        let mut process = Process::spawn(command);
+        process.line_with("listening on");
+        process
     }
 }
 

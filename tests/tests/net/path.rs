@@ -1,6 +1,9 @@
 //! The way to a place behind two routers: who is on it, how wide it is, and what the packets carry along.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::thread;
+
+use socket2::SockRef;
 
 use usernet_tests::routers::{FAR, FAR6, ROUTERS, ROUTERS6, Routers};
 use usernet_tests::{GATEWAY, Outcome, World, noise_digest, peers};
@@ -54,5 +57,114 @@ fn tracepath_shows_every_hop_and_the_narrow_one() {
         hops.retain(|hop| hop != "[LOCALHOST]");
         assert_eq!(hops, **way, "{outcome}");
         assert!(outcome.says("pmtu 1280") && outcome.says("Resume: pmtu 1280"), "{outcome}");
+    }
+}
+
+/// What travels in the narrow hop's way is cut nowhere: TCP's ends find out, each for itself.
+#[test]
+fn bulk_transfers_pass_a_narrow_hop_both_ways() {
+    const BULK: u64 = 8 << 20;
+    let world = World::new();
+    let routers = Routers::new(&world, 1280);
+    let port = routers.far(peers::http);
+    let expected = noise_digest(7, BULK);
+    for far in [format!("{FAR}"), format!("[{FAR6}]")] {
+        let server = format!("http://{far}:{port}");
+        let script = format!(
+            "set -e
+            curl --silent --fail --max-time 40 --output bulk {server}/7/{BULK}
+            sha256sum bulk
+            curl --silent --fail --max-time 40 --upload-file bulk {server}/"
+        );
+        assert_eq!(world.exec(&[], &script).ok(), format!("{expected}  bulk\n{expected}"), "{far}");
+    }
+}
+
+#[test]
+fn ping_is_told_how_wide_the_way_is() {
+    let world = World::new();
+    let _routers = Routers::new(&world, 1280);
+    let outcome = world
+        .exec(&[], &format!("ping -M do -c 1 -W 5 -s 1400 {FAR}; ping -6 -M do -c 1 -W 5 -s 1400 {FAR6}"));
+    assert!(
+        outcome.says(&format!("From {} icmp_seq=1 Frag needed and DF set (mtu = 1280)", ROUTERS[0])),
+        "{outcome}"
+    );
+    assert!(outcome.says(&format!("From {} icmp_seq=1 Packet too big: mtu=1280", ROUTERS6[0])), "{outcome}");
+    // What may be cut on its way is.
+    let outcome = world.exec(&[], &format!("ping -M dont -c 1 -W 5 -s 1400 {FAR}"));
+    assert!(outcome.ok().contains(" 0% packet loss"), "{outcome}");
+}
+
+/// A script that sends a datagram until the guest's kernel knows the MTU of the way, and shows what it knows.
+fn learns(far: impl Into<IpAddr>, length: u32, mtu: u32) -> String {
+    let far = far.into();
+    let address = if far.is_ipv4() { format!("UDP4:{far}:9") } else { format!("UDP6:[{far}]:9") };
+    format!(
+        "n=0; until ip route get {far} | grep 'mtu {mtu}'; do n=$((n+1)); [ $n -lt 50 ] || exit 99; \
+         head -c {length} /dev/zero | socat -u -b 9000 - {address}; sleep 0.1; done; "
+    )
+}
+
+#[test]
+fn a_guest_that_sends_datagrams_learns_how_wide_the_way_is() {
+    let world = World::new();
+    let _routers = Routers::new(&world, 1280);
+    world.exec(&[], &(learns(FAR, 1400, 1280) + &learns(FAR6, 1400, 1280))).ok();
+    // What is too long for the host's own link is told by the host.
+    world.exec(&["--mtu", "9000"], &(learns(FAR, 8000, 1500) + &learns(FAR6, 8000, 1500))).ok();
+}
+
+/// A server that says how long a datagram was; its answers are marked.
+fn measure(tos: u32) -> u16 {
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    SockRef::from(&socket).set_tos_v4(tos).unwrap();
+    SockRef::from(&socket).set_tclass_v6(tos).unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(format!("{length}\n").as_bytes(), from);
+        }
+    });
+    port
+}
+
+#[test]
+fn what_may_be_cut_on_its_way_arrives() {
+    let world = World::new();
+    let routers = Routers::new(&world, 1280);
+    let port = routers.far(|| measure(0));
+    // 0: never "don't fragment".
+    let script = format!("head -c 1400 /dev/zero | socat -T 3 -b 2000 - UDP4:{FAR}:{port},mtudiscover=0");
+    assert_eq!(world.exec(&[], &script).ok(), "1400\n");
+}
+
+/// Expedited forwarding with ECT(1) out, AF11 with "congestion experienced" in.
+#[test]
+fn dscp_and_ecn_pass_both_ways() {
+    let world = World::new();
+    let routers = Routers::new(&world, 1500);
+    let port = routers.far(|| measure(0x2b));
+    let http = routers.far(peers::http);
+    let mut seen = routers.watch(&format!("dst host {FAR} or dst host {FAR6}"));
+    let script = format!(
+        "set -e
+        tcpdump -Z root -l -n -v -i tap0 'ip[1] != 0 or (ip6 and (ip6[0:2] & 0xff0) != 0)' >seen 2>up &
+        until grep -q 'listening on' up; do sleep 0.05; done
+        printf x | socat -T 3 - UDP4:{FAR}:{port},tos=185
+        printf x | socat -T 3 - UDP6:[{FAR6}]:{port},ipv6-tclass=185
+        ping -c 1 -W 5 -Q 0xb9 {FAR}
+        ping -6 -c 1 -W 5 -Q 0xb9 {FAR6}
+        echo | socat -T 3 - TCP4:{FAR}:{http},tos=184
+        echo | socat -T 3 - TCP6:[{FAR6}]:{http},ipv6-tclass=184
+        until [ $(grep -c -e 'tos 0x2b,CE' -e 'class 0x2b' seen) = 2 ]; do sleep 0.05; done
+        cat seen"
+    );
+    let outcome = world.exec(&[], &script);
+    outcome.ok();
+    println!("{outcome}");
+    for seen_far in ["tos 0xb9,ECT(1), ttl 61", "class 0xb9", "tos 0xb8", "class 0xb8"] {
+        println!("{}", seen.line_with(seen_far));
     }
 }
