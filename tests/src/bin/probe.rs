@@ -16,6 +16,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 use usernet_tests::noise::{hex, unhex};
 use usernet_tests::{Noise, bursts, sha256};
 
@@ -27,6 +28,7 @@ fn main() {
     let result = match *arguments.as_slice() {
         ["connect", peer] => connect(peer),
         ["udp", peer, text] => udp(peer, text),
+        ["marked", kind, peer, tos] => marked(kind, peer, tos.parse().unwrap()),
         ["burst", peer, seed, size, count] => {
             burst(peer, seed.parse().unwrap(), size.parse().unwrap(), count.parse().unwrap())
         }
@@ -62,6 +64,25 @@ fn udp(peer: &str, text: &str) -> io::Result<()> {
     socket.send(text.as_bytes())?;
     let mut buffer = vec![0; 1 << 16];
     let length = socket.recv(&mut buffer)?;
+    println!("{}", String::from_utf8_lossy(&buffer[..length]));
+    Ok(())
+}
+
+/// Says something in packets with this DSCP and ECN, over UDP or TCP, and prints the answer.
+fn marked(kind: &str, peer: &str, tos: u32) -> io::Result<()> {
+    let peer: SocketAddr = peer.parse().map_err(io::Error::other)?;
+    let socket =
+        Socket::new(Domain::for_address(peer), if kind == "udp" { Type::DGRAM } else { Type::STREAM }, None)?;
+    if peer.is_ipv4() {
+        socket.set_tos_v4(tos)?
+    } else {
+        socket.set_tclass_v6(tos)?
+    }
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(&peer.into())?;
+    socket.send(b"hello\n")?;
+    let mut buffer = [0; 1000];
+    let length = (&socket).read(&mut buffer)?;
     println!("{}", String::from_utf8_lossy(&buffer[..length]));
     Ok(())
 }

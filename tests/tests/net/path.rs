@@ -1,11 +1,15 @@
 //! The way to a place behind two routers: who is on it, how wide it is, and what the packets carry along.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::process::Command;
 use std::thread;
 
 use socket2::SockRef;
 
+use usernet_tests::process::finish;
 use usernet_tests::routers::{FAR, FAR6, ROUTERS, ROUTERS6, Routers};
+use usernet_tests::wait::SOON;
 use usernet_tests::{GATEWAY, Outcome, World, noise_digest, peers};
 
 const GATEWAY6: &str = "fd00::2";
@@ -146,25 +150,33 @@ fn dscp_and_ecn_pass_both_ways() {
     let world = World::new();
     let routers = Routers::new(&world, 1500);
     let port = routers.far(|| measure(0x2b));
-    let http = routers.far(peers::http);
+    let tcp = routers.far(|| peers::tcp(|mut stream| stream.write_all(b"welcome\n")));
     let mut seen = routers.watch(&format!("dst host {FAR} or dst host {FAR6}"));
     let script = format!(
         "set -e
-        tcpdump -Z root -l -n -v -i tap0 'ip[1] != 0 or (ip6 and (ip6[0:2] & 0xff0) != 0)' >seen 2>up &
-        until grep -q 'listening on' up; do sleep 0.05; done
-        printf x | socat -T 3 - UDP4:{FAR}:{port},tos=185
-        printf x | socat -T 3 - UDP6:[{FAR6}]:{port},ipv6-tclass=185
-        ping -c 1 -W 5 -Q 0xb9 {FAR}
-        ping -6 -c 1 -W 5 -Q 0xb9 {FAR6}
-        echo | socat -T 3 - TCP4:{FAR}:{http},tos=184
-        echo | socat -T 3 - TCP6:[{FAR6}]:{http},ipv6-tclass=184
-        until [ $(grep -c -e 'tos 0x2b,CE' -e 'class 0x2b' seen) = 2 ]; do sleep 0.05; done
-        cat seen"
+        for far in {FAR} [{FAR6}]; do
+            $PROBE marked udp $far:{port} 185
+            $PROBE marked tcp $far:{tcp} 184
+        done
+        ping -c 1 -W 5 -Q 0x29 {FAR}
+        ping -6 -c 1 -W 5 -Q 0x29 {FAR6}"
     );
-    let outcome = world.exec(&[], &script);
-    outcome.ok();
-    println!("{outcome}");
-    for seen_far in ["tos 0xb9,ECT(1), ttl 61", "class 0xb9", "tos 0xb8", "class 0xb8"] {
-        println!("{}", seen.line_with(seen_far));
+    world.exec(&["--pcap", "seen"], &script).ok();
+    for outward in
+        ["tos 0xb9,ECT(1), ttl 61", "class 0xb9", "tos 0xb8", "class 0xb8", "tos 0x29", "class 0x29"]
+    {
+        seen.line_with(outward);
+    }
+    let mut command = Command::new("tcpdump");
+    command.args(["-n", "-v", "-r"]).arg(world.home().join("seen")).args([
+        "src",
+        "net",
+        "198.18.3.0/24",
+        "or",
+        "2001:db8:3::/64",
+    ]);
+    let inward = finish(command, SOON);
+    for (seen, times) in [("tos 0x2b,CE", 1), ("class 0x2b", 1), ("tos 0x29", 1), ("class 0x29", 1)] {
+        assert_eq!(inward.ok().matches(seen).count(), times, "{seen}: {inward}");
     }
 }
