@@ -11,7 +11,7 @@ use rustix::net::AddressFamily;
 use socket2::{MsgHdr, SockAddr, SockRef};
 use usernet_core::datagrams::{Datagrams, Origin};
 use usernet_core::host::HostError;
-use usernet_core::wire::IcmpError;
+use usernet_core::wire::{IcmpError, Offender};
 
 use crate::error::host_error;
 use crate::sys;
@@ -40,7 +40,7 @@ pub struct Received {
     /// The local address that it came to, and that an answer should leave by. Only where it was
     /// asked for: by [`crate::udp::UdpEnd::forward`].
     pub to: Option<IpAddr>,
-    /// Hops that it had left. Only of pings.
+    /// Hops that it had left, where that was asked for.
     pub ttl: Option<u8>,
     /// DSCP and ECN, as they stood in the IP header.
     pub tos: u8,
@@ -71,7 +71,7 @@ pub struct Icmp {
     /// What it said.
     pub error: IcmpError,
     /// The router or host that sent it.
-    pub offender: Option<IpAddr>,
+    pub offender: Option<Offender>,
 }
 
 /// Turns the error queue on or off (`IP_RECVERR`).
@@ -100,12 +100,16 @@ pub(crate) fn dont_fragment(fd: impl AsFd, ipv4: bool, on: bool) -> Result<()> {
     sys::set_int(fd, ip_level(ipv4), name, if on { probe } else { dont })
 }
 
+/// Has the hops told that are left of what comes in, errors too.
+pub(crate) fn report_ttl(fd: impl AsFd, ipv4: bool) -> Result<()> {
+    let name = if ipv4 { libc::IP_RECVTTL } else { libc::IPV6_RECVHOPLIMIT };
+    sys::set_int(fd, ip_level(ipv4), name, 1)
+}
+
 /// Has the IP header's DSCP and ECN told of what comes in.
-pub(crate) fn report_tos(fd: impl AsFd, family: AddressFamily) -> Result<()> {
-    match family {
-        AddressFamily::INET6 => sys::set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
-        _ => sys::set_int(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
-    }
+pub(crate) fn report_tos(fd: impl AsFd, ipv4: bool) -> Result<()> {
+    let name = if ipv4 { libc::IP_RECVTOS } else { libc::IPV6_RECVTCLASS };
+    sys::set_int(fd, ip_level(ipv4), name, 1)
 }
 
 /// Sends one message, which the kernel cuts into datagrams where `segment` is not 0.
@@ -160,9 +164,6 @@ impl Received {
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     received.to = array(data, 0).map(|address: [u8; 16]| Ipv6Addr::from(address).into());
                 }
-                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                    received.ttl = int(data).and_then(|ttl| u8::try_from(ttl).ok());
-                }
                 // Of IPv4 it is one byte.
                 (libc::IPPROTO_IP, libc::IP_TOS) => received.tos = data.first().copied().unwrap_or(0),
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
@@ -171,7 +172,7 @@ impl Received {
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     received.segment = int(data).and_then(|segment| u16::try_from(segment).ok()).unwrap_or(0);
                 }
-                _ => {}
+                _ => received.ttl = ttl(level, kind, data).or(received.ttl),
             }
         }
         Some(received)
@@ -195,15 +196,16 @@ pub(crate) fn take_error(fd: impl AsFd, payload: &mut [u8]) -> Option<QueuedErro
     let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
     loop {
         let message = sys::receive(&fd, &mut [IoSliceMut::new(payload)], &mut control, flags).ok()?;
-        let mut errors =
-            controls(control.get(..message.control).unwrap_or_default()).filter(|(level, kind, _)| {
-                matches!(
-                    (*level, *kind),
-                    (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
-                )
-            });
+        let controls = || controls(control.get(..message.control).unwrap_or_default());
+        let ttl = controls().find_map(|(level, kind, data)| ttl(level, kind, data));
+        let mut errors = controls().filter(|(level, kind, _)| {
+            matches!(
+                (*level, *kind),
+                (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+            )
+        });
         // Anything else in the queue (a time stamp) is not for us.
-        let found = errors.next().and_then(|(_, _, data)| parse_error(data, &message));
+        let found = errors.next().and_then(|(_, _, data)| parse_error(data, &message, ttl));
         if found.is_some() {
             return found;
         }
@@ -212,11 +214,11 @@ pub(crate) fn take_error(fd: impl AsFd, payload: &mut [u8]) -> Option<QueuedErro
 
 /// Reads a `sock_extended_err`: error number (4 bytes), origin, type, code, padding, information
 /// (4 bytes), data (4 bytes), and behind it the offender's socket address.
-fn parse_error(data: &[u8], message: &sys::Message) -> Option<QueuedError> {
+fn parse_error(data: &[u8], message: &sys::Message, ttl: Option<u8>) -> Option<QueuedError> {
     let errno = Errno::from_raw_os_error(int(data)?);
     let [origin, kind, code, _] = array(data, 4)?;
     let info = u32::from_ne_bytes(array(data, 8)?);
-    let offender = data.get(16..).and_then(socket_address);
+    let offender = data.get(16..).and_then(socket_address).map(|addr| Offender { addr, ttl });
     let error = match origin {
         libc::SO_EE_ORIGIN_ICMP => Some(IcmpError::V4 { kind, code, info }),
         libc::SO_EE_ORIGIN_ICMP6 => Some(IcmpError::V6 { kind, code, info }),
@@ -233,6 +235,13 @@ fn parse_error(data: &[u8], message: &sys::Message) -> Option<QueuedError> {
         mtu: if error.is_none() && errno == Errno::MSGSIZE { info } else { 0 },
         len: message.len,
     })
+}
+
+/// Hops left, if that is what a control message says.
+fn ttl(level: c_int, kind: c_int, data: &[u8]) -> Option<u8> {
+    let told =
+        matches!((level, kind), (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT));
+    u8::try_from(int(data).filter(|_| told)?).ok()
 }
 
 /// The address in a `sockaddr_in` or `sockaddr_in6`.

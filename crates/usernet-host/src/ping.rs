@@ -15,7 +15,6 @@ use usernet_core::host::HostError;
 
 use crate::datagram::{self, Envelope, QueuedError, Received};
 use crate::error::host_error;
-use crate::sys;
 
 const GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
 
@@ -126,12 +125,9 @@ impl PingEnd {
     }
 
     fn bind(source: IpAddr, ident: u16) -> rustix::io::Result<Self> {
-        let (family, protocol, hops) = match source {
-            IpAddr::V4(_) => (AddressFamily::INET, net::ipproto::ICMP, (libc::IPPROTO_IP, libc::IP_RECVTTL)),
-            IpAddr::V6(_) => {
-                let hops = (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT);
-                (AddressFamily::INET6, net::ipproto::ICMPV6, hops)
-            }
+        let (family, protocol) = match source {
+            IpAddr::V4(_) => (AddressFamily::INET, net::ipproto::ICMP),
+            IpAddr::V6(_) => (AddressFamily::INET6, net::ipproto::ICMPV6),
         };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = net::socket_with(family, SocketType::DGRAM, flags, Some(protocol))?;
@@ -139,8 +135,8 @@ impl PingEnd {
         // all replies.
         net::sockopt::set_socket_reuseaddr(&fd, false)?;
         datagram::report_errors(&fd, family, true)?;
-        datagram::report_tos(&fd, family)?;
-        sys::set_int(&fd, hops.0, hops.1, 1)?;
+        datagram::report_tos(&fd, source.is_ipv4())?;
+        datagram::report_ttl(&fd, source.is_ipv4())?;
         net::bind(&fd, &SocketAddr::new(source, ident))?;
         let ident = SocketAddr::try_from(net::getsockname(&fd)?)?.port();
         Ok(Self { fd, ipv4: source.is_ipv4(), ident })

@@ -76,6 +76,17 @@ impl UdpEnd {
         datagram::dont_fragment(&self.fd, self.addr.is_ipv4(), on).map_err(host_error)
     }
 
+    /// Has it told how far the errors have come that come back from now on ([`Offender::ttl`]). Every
+    /// datagram costs a little more then.
+    ///
+    /// [`Offender::ttl`]: usernet_core::wire::Offender::ttl
+    ///
+    /// # Errors
+    /// The host knows of no such thing.
+    pub fn report_hops(&self) -> Result<(), HostError> {
+        datagram::report_ttl(&self.fd, self.addr.is_ipv4()).map_err(host_error)
+    }
+
     /// Sends what is in the outbox, and tells `unsent` of what is lost: no route, not allowed, too
     /// long, or ([`HostError::Exhausted`]) no room in the send buffer. The outbox is empty then.
     pub fn send(&self, outbox: &mut Outbox<'_>, unsent: impl FnMut(Unsent)) {
@@ -104,7 +115,7 @@ impl UdpEnd {
             net::sockopt::set_ipv6_v6only(&fd, true)?;
         }
         datagram::report_errors(&fd, family, true)?;
-        datagram::report_tos(&fd, family)?;
+        datagram::report_tos(&fd, addr.is_ipv4())?;
         // Datagrams of one sender and one size may come joined. A kernel that cannot (Linux before 5.0)
         // hands in each of them.
         let _ = sys::set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1);

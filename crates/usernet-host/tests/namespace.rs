@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use support::{Watch, connect, send};
 use usernet_core::host::HostError;
-use usernet_core::wire::IcmpError;
+use usernet_core::wire::{IcmpError, Offender};
 use usernet_host::ping::{PingEnd, ping_allowed};
 use usernet_host::tcp::TcpEnd;
 use usernet_host::udp::UdpEnd;
@@ -84,8 +84,9 @@ fn envelope(to: &str) -> Envelope {
 const REQUEST: [u8; 14] = *b"\x08\x00\xff\xff\xee\xee\x00\x05abcdef";
 
 /// What the router said.
-fn told(kind: u8, code: u8) -> Option<Icmp> {
-    Some(Icmp { error: IcmpError::V4 { kind, code, info: 0 }, offender: ROUTER })
+fn told(kind: u8, code: u8, ttl: Option<u8>) -> Option<Icmp> {
+    let offender = ROUTER.map(|addr| Offender { addr, ttl });
+    Some(Icmp { error: IcmpError::V4 { kind, code, info: 0 }, offender })
 }
 
 /// Waits for an error.
@@ -108,27 +109,28 @@ fn inside_ping() {
     let (header, data) = REQUEST.split_at(8);
     let mut reply = [0; 100];
     assert_eq!(end.receive(&mut [IoSliceMut::new(&mut reply)]), Ok(None));
-    end.send(&[IoSlice::new(header), IoSlice::new(data)], &envelope("10.9.0.2:0")).unwrap();
+    end.send(&[IoSlice::new(header), IoSlice::new(data)], &Envelope { tos: 0x29, ..envelope("10.9.0.2:0") })
+        .unwrap();
     Watch::new(&end).until(|event| event.readable());
     let received = end.receive(&mut [IoSliceMut::new(&mut reply)]).unwrap().unwrap();
     let reply = &reply[..received.len];
     // Type 0, code 0, the identifier in its place.
     assert_eq!((&reply[..2], &reply[4..]), (&[0, 0][..], &b"\x12\x34\x00\x05abcdef"[..]));
     assert_eq!(received.from.ip(), ROUTER.unwrap());
-    assert_eq!(received.ttl, Some(64));
+    assert_eq!((received.ttl, received.tos), (Some(64), 0x29));
 
     // Traceroute: the hops that run out on the way are told by whom.
     let mut request = [0; 100];
     end.send(&[IoSlice::new(&REQUEST)], &Envelope { ttl: Some(1), ..envelope(FAR_AWAY) }).unwrap();
     let error = ping_error(&end, &mut request);
-    assert_eq!(error.icmp, told(11, 0));
+    assert_eq!(error.icmp, told(11, 0, Some(64)));
     assert_eq!(error.to.ip(), envelope(FAR_AWAY).to.ip());
     assert_eq!(&request[4..error.len], b"\x12\x34\x00\x05abcdef");
 
     end.send(&[IoSlice::new(&REQUEST)], &envelope(PROHIBITED)).unwrap();
     let error = ping_error(&end, &mut request);
     assert_eq!(error.error, HostError::Prohibited);
-    assert_eq!(error.icmp, told(3, 13));
+    assert_eq!(error.icmp, told(3, 13, Some(64)));
 
     let end = PingEnd::open("::".parse().unwrap(), 77).unwrap();
     let mut request = REQUEST;
@@ -177,7 +179,7 @@ fn inside_routers_that_say_no() {
         let mut payload = [0; 100];
         let error = end.take_error(&mut payload).unwrap();
         assert_eq!((error.to, error.error), (envelope.to, expected));
-        assert_eq!(error.icmp, told(kind, code));
+        assert_eq!(error.icmp, told(kind, code, None));
         assert_eq!(&payload[..error.len], b"hello");
     }
 

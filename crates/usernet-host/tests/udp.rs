@@ -10,7 +10,7 @@ use std::net::{SocketAddr, UdpSocket};
 use support::{LOCALHOST, Watch, send};
 use usernet_core::datagrams::Datagrams;
 use usernet_core::host::HostError;
-use usernet_core::wire::IcmpError;
+use usernet_core::wire::{IcmpError, Offender};
 use usernet_host::inbox::{Batch, Inbox};
 use usernet_host::outbox::Outbox;
 use usernet_host::udp::UdpEnd;
@@ -83,6 +83,38 @@ fn a_datagram_goes_out_and_its_answer_comes_back() {
 }
 
 #[test]
+fn what_is_marked_in_another_way_is_a_batch_of_its_own() {
+    for (any, loopback) in ANY.into_iter().zip(LOOPBACK) {
+        let [end, peer] = [any, loopback].map(|address| UdpEnd::open(address.parse().unwrap(), 0).unwrap());
+        let address = SocketAddr::new(loopback.parse().unwrap(), end.local_addr().port());
+        for tos in [0, 0, 0xb8, 0xbb] {
+            send(&peer, &[b"hello"], Envelope { tos, ..to(address) }).unwrap();
+        }
+        let inbox = receive(&end);
+        let mut batches = Vec::new();
+        let mut next = 0;
+        while let Some(batch) = inbox.batch(next) {
+            next = batch.messages.end;
+            batches.push((batch.origin.tos, batch.datagrams.count()));
+        }
+        assert_eq!(batches, [(0, 2), (0xb8, 1), (0xbb, 1)], "{loopback}");
+    }
+}
+
+#[test]
+fn errors_tell_how_far_they_have_come_where_that_is_asked_for() {
+    for (any, loopback) in ANY.into_iter().zip(LOOPBACK) {
+        let end = UdpEnd::open(any.parse().unwrap(), 0).unwrap();
+        end.report_hops().unwrap();
+        end.dont_fragment(true).unwrap();
+        let (_holder, closed) = nobody(loopback);
+        send(&end, &[b"hello"], to(closed)).unwrap();
+        let offender = take_error(&end, &mut []).icmp.unwrap().offender.unwrap();
+        assert_eq!(offender.ttl, Some(64), "{loopback}");
+    }
+}
+
+#[test]
 fn the_port_is_kept_where_it_is_free() {
     // Held at one address, no other test is given this port at any.
     let holder = UdpSocket::bind("127.0.0.70:0").unwrap();
@@ -124,7 +156,7 @@ fn an_error_for_one_peer_fails_no_send_to_another() {
         } else {
             IcmpError::V6 { kind: 1, code: 4, info: 0 }
         };
-        let offender = Some(loopback.parse().unwrap());
+        let offender = Some(Offender { addr: loopback.parse().unwrap(), ttl: None });
         assert_eq!(error.icmp, Some(Icmp { error: unreachable, offender }));
         take_error(&end, &mut buffer);
         assert_eq!(end.take_error(&mut buffer), None);

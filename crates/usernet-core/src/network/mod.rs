@@ -37,7 +37,7 @@ use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::{
     Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, IPV6_MORE,
-    IcmpError, IpHeader, MacAddr, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
     TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
 };
 use config::{Place, gateway_mac};
@@ -544,9 +544,18 @@ impl Network {
         // An error about what went to one of our addresses comes from that address.
         let IpHeader { src: guest, dst, .. } = packet.ip;
         let src = if self.config.is_ours(dst) { dst } else { self.config.gateway_of(guest) };
-        if let Some(frame) = error.frame(packet.mac, self.mac, src, guest, packet.quote()) {
+        let ip = IpHeader::new(src, guest, PROTOCOL_ICMP);
+        if let Some(frame) = error.frame(packet.mac, self.mac, ip, packet.quote()) {
             self.send_frame(packet.port, frame);
         }
+    }
+
+    /// The header of an ICMP error about what `guest` sent to `dst`.
+    fn error_ip(&self, offender: Option<Offender>, guest: IpAddr, dst: IpAddr) -> IpHeader {
+        let Some(Offender { addr, ttl }) = offender else { return IpHeader::new(dst, guest, PROTOCOL_ICMP) };
+        let ip = IpHeader::new(self.guest_view(addr, guest), guest, PROTOCOL_ICMP);
+        // This network is one more hop.
+        IpHeader { ttl: ttl.map_or(ip.ttl, |ttl| ttl.saturating_sub(1).max(1)), ..ip }
     }
 
     /// The host's address for a destination that a guest named.

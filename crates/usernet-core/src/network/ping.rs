@@ -11,7 +11,7 @@ use crate::table::{Endpoint, FlowId, FlowKey};
 use crate::time::Instant;
 use crate::wire::{
     Headers, ICMP_ECHO, ICMP_ECHO_REPLY, ICMP_HEADER_LEN, ICMPV6_ECHO, ICMPV6_ECHO_REPLY, IcmpError,
-    IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6, update_checksum,
+    IpHeader, Offender, PROTOCOL_ICMP, PROTOCOL_ICMPV6, update_checksum,
 };
 
 /// RFC 5508 REQ-2: no less than 60 seconds.
@@ -173,7 +173,7 @@ impl Network {
         to: IpAddr,
         message: &[u8],
         error: IcmpError,
-        offender: Option<IpAddr>,
+        offender: Option<Offender>,
     ) {
         let Some(entry) = self.ping.get(flow) else { return };
         let Some((header, payload)) = message.split_first_chunk() else { return };
@@ -182,17 +182,17 @@ impl Network {
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
         let dst = self.guest_view(to, guest.addr);
-        let src = offender.map_or(dst, |addr| self.guest_view(addr, guest.addr));
+        let answer = self.error_ip(offender, guest.addr, dst);
         let ip = ping_ip(guest.addr, dst);
         let sent = Headers::icmp(self.mac, entry.mac, &ip, &echo.to_bytes(), payload.len());
-        if let Some(frame) = error.frame(entry.mac, self.mac, src, guest.addr, &sent.quote(payload)) {
+        if let Some(frame) = error.frame(entry.mac, self.mac, answer, &sent.quote(payload)) {
             self.send_frame(entry.key.port, frame);
         }
     }
 
     /// A flow's socket could not be had: tells the guest, and forgets the flow.
     pub fn ping_failed(&mut self, flow: FlowId, to: IpAddr, message: &[u8], reason: DropReason) {
-        let gateway = self.config.gateway_of(to);
+        let gateway = Offender { addr: self.config.gateway_of(to), ttl: None };
         self.ping_error(flow, to, message, IcmpError::Prohibited, Some(gateway));
         if let Some(mut entry) = self.ping.remove(flow) {
             disarm(&mut self.wheel, &mut entry);

@@ -12,8 +12,8 @@ use crate::table::{Endpoint, Entry, FlowId, FlowKey, hash};
 use crate::tcp::{self, Accept, SeqNumber, TcpFlow};
 use crate::time::Instant;
 use crate::wire::{
-    DSCP, Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IcmpError, IpHeader, MacAddr, PROTOCOL_TCP,
-    TCP_HEADER_LEN, TcpFlags, TcpHeader,
+    DSCP, Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IcmpError, IpHeader, MacAddr, PROTOCOL_ICMP,
+    PROTOCOL_TCP, TCP_HEADER_LEN, TcpFlags, TcpHeader,
 };
 
 /// Where source ports for forwarded connections are taken from when the peer's own is in use.
@@ -409,7 +409,8 @@ impl Network {
         let ip = IpHeader::new(guest.addr, peer.addr, PROTOCOL_TCP);
         let syn = Headers::tcp(self.mac, entry.mac, &ip, &syn, 0, u16::MAX);
         let gateway = self.config.gateway_of(guest.addr);
-        if let Some(frame) = error.frame(entry.mac, self.mac, gateway, guest.addr, &syn.quote(&[])) {
+        let ip = IpHeader::new(gateway, guest.addr, PROTOCOL_ICMP);
+        if let Some(frame) = error.frame(entry.mac, self.mac, ip, &syn.quote(&[])) {
             self.send_frame(entry.key.port, frame);
         }
     }

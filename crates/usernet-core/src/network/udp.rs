@@ -13,7 +13,7 @@ use crate::offload::{SegmentKind, Segmentation};
 use crate::port::PortId;
 use crate::table::{Endpoint, FlowId, FlowKey};
 use crate::time::Instant;
-use crate::wire::{Headers, IcmpError, IpHeader, MacAddr, PROTOCOL_UDP, UDP_HEADER_LEN};
+use crate::wire::{Headers, IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_UDP, UDP_HEADER_LEN};
 
 /// RFC 4787 REQ-5: no less than two minutes.
 const IDLE: Duration = Duration::from_secs(120);
@@ -339,7 +339,7 @@ impl Network {
         flow: FlowId,
         to: SocketAddr,
         error: IcmpError,
-        offender: Option<IpAddr>,
+        offender: Option<Offender>,
         payload: &[u8],
     ) {
         let Some(entry) = self.udp.get(flow) else { return };
@@ -350,10 +350,10 @@ impl Network {
             return self.count_drop(port, DropReason::UdpFiltered);
         }
         let dst = self.guest_view(to.ip(), guest.addr);
-        let src = offender.map_or(dst, |addr| self.guest_view(addr, guest.addr));
+        let answer = self.error_ip(offender, guest.addr, dst);
         let (ip, ports) = (IpHeader::new(guest.addr, dst, PROTOCOL_UDP), (guest.port, to.port()));
         let sent = Headers::udp(self.mac, entry.mac, &ip, ports, payload.len(), u16::MAX);
-        if let Some(frame) = error.frame(entry.mac, self.mac, src, guest.addr, &sent.quote(payload)) {
+        if let Some(frame) = error.frame(entry.mac, self.mac, answer, &sent.quote(payload)) {
             self.send_frame(port, frame);
         }
     }

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use smoltcp::wire::checksum;
 
-use super::headers::IPV6_MORE;
 use super::{
     ETHERTYPE_IPV4, EthernetHeader, IPV4_HEADER_LEN, IPV6_MIN_MTU, IpHeader, MacAddr, PROTOCOL_ICMP,
     PROTOCOL_ICMPV6, icmpv6,
@@ -29,8 +28,8 @@ const V6_TOO_BIG: u8 = 2;
 const V6_TIME_EXCEEDED: u8 = 3;
 const V6_PARAMETER_PROBLEM: u8 = 4;
 
-/// By how much the MTU of a path differs for packets of the two families.
-const MTU_DIFFERENCE: u32 = IPV6_MORE as u32;
+/// By how much the MTU of a path differs for packets of the two families: as their headers do.
+const MTU_DIFFERENCE: u32 = 20;
 
 /// What a guest is told about a packet that did not arrive, in the words of whichever family it speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +71,15 @@ pub enum IcmpError {
         /// The MTU in bytes, or where the byte at fault lies.
         info: u32,
     },
+}
+
+/// The router or host that sent an ICMP error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offender {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Hops that the error had left here, where that is known.
+    pub ttl: Option<u8>,
 }
 
 impl IcmpError {
@@ -120,34 +128,28 @@ impl IcmpError {
         })
     }
 
-    /// A whole frame from `src` that quotes the start of the packet, its IP header and at least the
-    /// first 8 bytes behind it; `None` when the guest's family has no word for the error.
-    pub fn frame(
-        self,
-        to: MacAddr,
-        from: MacAddr,
-        src: IpAddr,
-        dst: IpAddr,
-        quoted: &[u8],
-    ) -> Option<Vec<u8>> {
+    /// A whole frame, from and to where `ip` says, that quotes the start of the packet, its IP header and at
+    /// least the first 8 bytes behind it; `None` when the guest's family has no word for the error.
+    pub fn frame(self, to: MacAddr, from: MacAddr, ip: IpHeader, quoted: &[u8]) -> Option<Vec<u8>> {
+        let ipv4 = ip.dst.is_ipv4();
         let (words, most) =
-            if dst.is_ipv4() { (self.in_v4(), MAX_QUOTE) } else { (self.in_v6(), icmpv6::ICMP_MAX_QUOTE) };
+            if ipv4 { (self.in_v4(), MAX_QUOTE) } else { (self.in_v6(), icmpv6::ICMP_MAX_QUOTE) };
         let (kind, code, info) = words?;
         // The pointer of ICMP is the first byte of its word, the MTU the last two.
-        let info = if dst.is_ipv4() && kind == PARAMETER_PROBLEM { info << 24 } else { info };
+        let info = if ipv4 && kind == PARAMETER_PROBLEM { info << 24 } else { info };
         let quoted = quoted.get(..quoted.len().min(most)).unwrap_or_default();
         let mut icmp = vec![kind, code, 0, 0];
         icmp.extend_from_slice(&info.to_be_bytes());
         icmp.extend_from_slice(quoted);
-        if dst.is_ipv6() {
-            return Some(icmpv6::frame(to, from, &IpHeader::new(src, dst, PROTOCOL_ICMPV6), icmp));
+        if !ipv4 {
+            return Some(icmpv6::frame(to, from, &IpHeader { protocol: PROTOCOL_ICMPV6, ..ip }, icmp));
         }
         let sum = !checksum::data(&icmp);
         if let Some(field) = icmp.get_mut(2..4) {
             field.copy_from_slice(&sum.to_be_bytes());
         }
         // RFC 1812 §4.3.2.5: precedence 6.
-        let ip = IpHeader { tos: 0xc0, ..IpHeader::new(src, dst, PROTOCOL_ICMP) };
+        let ip = IpHeader { protocol: PROTOCOL_ICMP, tos: 0xc0, ..ip };
         let mut header = [0; IPV4_HEADER_LEN];
         ip.emit_v4(&mut header, icmp.len());
         let ethernet = EthernetHeader { dst: to, src: from, ethertype: ETHERTYPE_IPV4 }.to_bytes();
@@ -290,7 +292,7 @@ mod tests {
         {
             let addr: IpAddr = addr.parse().unwrap();
             let error = IcmpError::too_big(IpAddr::V4([192, 0, 2, 1].into()), 1280);
-            let frame = error.frame(mac, mac, addr, addr, &quoted).unwrap();
+            let frame = error.frame(mac, mac, IpHeader::new(addr, addr, 0), &quoted).unwrap();
             assert_eq!(frame.len(), len);
             let at = if addr.is_ipv4() { 14 + 20 } else { 14 + 40 };
             assert_eq!(frame[at + 4..at + 8], info);

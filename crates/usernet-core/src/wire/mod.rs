@@ -17,7 +17,7 @@ pub use ethernet::{
 pub use headers::{
     Headers, IPV6_MORE, TCP_FRAME_HEADERS, UDP_FRAME_HEADERS, UDP_HEADER_LEN, update_checksum,
 };
-pub use icmp::{ICMP_ECHO, ICMP_ECHO_REPLY, ICMP_HEADER_LEN, IcmpError};
+pub use icmp::{ICMP_ECHO, ICMP_ECHO_REPLY, ICMP_HEADER_LEN, IcmpError, Offender};
 pub use icmpv6::{ICMP_MAX_QUOTE, ICMPV6_ECHO, ICMPV6_ECHO_REPLY, ICMPV6_LISTENER, is_icmpv6_error};
 pub use ip::{DSCP, IPV4_HEADER_LEN, IpHeader, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
 pub use ipv6::{IPV6_HEADER_LEN, IPV6_MIN_MTU, Ipv6Error, PROTOCOL_ICMPV6, PROTOCOL_IPV6_FRAGMENT};

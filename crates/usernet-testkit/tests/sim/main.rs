@@ -6,6 +6,7 @@ mod close;
 mod connect;
 mod datagrams;
 mod drops;
+mod errors;
 mod forward;
 mod ipv6;
 mod limits;

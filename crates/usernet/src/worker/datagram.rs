@@ -27,6 +27,8 @@ use super::{Command, Worker, slot};
 const BUDGET: usize = 64;
 /// Batches that one UDP socket may.
 const BATCHES: usize = 4;
+/// A guest that lets datagrams take fewer hops looks for what is on the way (traceroute asks for 30 at most).
+const NOT_FAR: u8 = 32;
 /// The largest UDP payload over IPv4.
 const MAX_DATAGRAM: usize = 65_507;
 
@@ -45,10 +47,24 @@ enum Next {
 pub(super) struct UdpSlot {
     pub(super) flow: FlowId,
     end: UdpEnd,
-    /// Whether nobody may cut what it sends, once that has been said.
-    dont_fragment: Option<bool>,
+    /// How it sends, once that has been said.
+    manner: Option<Manner>,
     /// It is on the list of those to read, or waits for room in its guest's link.
     ready: bool,
+}
+
+/// How a UDP socket sends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Manner {
+    dont_fragment: bool,
+    /// Not far: whoever counts hops like that also wants to know from how far the errors come.
+    not_far: bool,
+}
+
+impl From<Delivery> for Manner {
+    fn from(Delivery { ttl, dont_fragment, .. }: Delivery) -> Self {
+        Self { dont_fragment, not_far: ttl < NOT_FAR }
+    }
 }
 
 /// The socket of a ping flow.
@@ -62,8 +78,8 @@ pub(super) struct PingSlot {
 /// Datagrams of a batch of frames that leave by one socket.
 #[derive(Default)]
 pub(super) struct Leaving<'a> {
-    /// Of which flow they are, and whether nobody may cut them; none as long as there are none.
-    by: Option<(FlowId, UdpVia, bool)>,
+    /// Of which flow they are, and how they leave; none as long as there are none.
+    by: Option<(FlowId, UdpVia, Manner)>,
     outbox: Outbox<'a>,
 }
 
@@ -73,27 +89,29 @@ impl Worker {
         &mut self,
         leaving: &mut Leaving<'a>,
         (flow, via): (FlowId, UdpVia),
-        (to, Delivery { ttl, tos, dont_fragment }): (SocketAddr, Delivery),
+        (to, delivery): (SocketAddr, Delivery),
         datagrams: Datagrams,
         slices: impl FnOnce(&mut Vec<IoSlice<'a>>),
     ) {
-        if leaving.by != Some((flow, via, dont_fragment)) {
+        let by = Some((flow, via, delivery.into()));
+        if leaving.by != by {
             self.send_udp(leaving);
-            leaving.by = Some((flow, via, dont_fragment));
+            leaving.by = by;
         }
         let from = match via {
             UdpVia::Forward { local, .. } => local,
             UdpVia::Own { .. } => None,
         };
+        let Delivery { ttl, tos, .. } = delivery;
         leaving.outbox.push(Envelope { to, from, ttl: Some(ttl), tos }, datagrams, slices);
     }
 
     /// Sends what leaves.
     pub(super) fn send_udp(&mut self, Leaving { by, outbox }: &mut Leaving<'_>) {
-        let (Some((flow, via, dont_fragment)), Some(to)) = (by.take(), outbox.first_to()) else { return };
+        let (Some((flow, via, manner)), Some(to)) = (by.take(), outbox.first_to()) else { return };
         let end = match via {
             UdpVia::Forward { forward, .. } => self.udp_forwards.get(&forward).map(|end| &**end),
-            UdpVia::Own { guest_port } => self.udp_end(flow, to.ip(), guest_port, dont_fragment),
+            UdpVia::Own { guest_port } => self.udp_end(flow, to.ip(), guest_port, manner),
         };
         let mut lost = Vec::new();
         match end {
@@ -114,17 +132,20 @@ impl Worker {
     }
 
     /// The flow's own socket, opened when it has none yet.
-    fn udp_end(&mut self, flow: FlowId, to: IpAddr, guest_port: u16, dont_fragment: bool) -> Option<&UdpEnd> {
+    fn udp_end(&mut self, flow: FlowId, to: IpAddr, guest_port: u16, manner: Manner) -> Option<&UdpEnd> {
         let poll = &self.parts.poll;
         let slot = slot(&mut self.udp, flow.index);
         if slot.as_ref().is_none_or(|slot| slot.flow != flow) {
             let end = UdpEnd::open(any_address(to), guest_port).ok()?;
             poll.add(end.as_fd(), flow.to_token(), Interest::Read).ok()?;
-            *slot = Some(UdpSlot { flow, end, dont_fragment: None, ready: false });
+            *slot = Some(UdpSlot { flow, end, manner: None, ready: false });
         }
-        let UdpSlot { end, dont_fragment: said, .. } = slot.as_mut()?;
-        if said.replace(dont_fragment) != Some(dont_fragment) {
-            end.dont_fragment(dont_fragment).ok()?;
+        let UdpSlot { end, manner: said, .. } = slot.as_mut()?;
+        if said.replace(manner) != Some(manner) {
+            end.dont_fragment(manner.dont_fragment).ok()?;
+            if manner.not_far {
+                end.report_hops().ok()?;
+            }
         }
         Some(end)
     }
