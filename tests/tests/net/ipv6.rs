@@ -101,6 +101,66 @@ fn where_the_host_has_no_route_the_guest_is_told_at_once() {
 }
 
 #[test]
+fn a_page_with_both_kinds_of_address_waits_for_no_timer_where_the_host_has_no_route() {
+    let world = World::new();
+    let server = DnsServer::start();
+    let port = greeter();
+    // Without a word about the IPv6 address, the other would be tried when curl itself has given up.
+    let script = format!(
+        "curl -v --happy-eyeballs-timeout-ms 60000 -m 20 http://a.test:{port}/ 2>&1; \
+         for name in a.test counted.test; do for i in 1 2 3 4 5 6 7 8 9; do \
+         curl -s -m 20 -o /dev/null -w \"$name %{{time_connect}} %{{time_namelookup}}\\n\" http://$name:{port}/; done; done"
+    );
+    let upstream = server.option();
+    // With a prefix of the world's kind, that guests prefer to IPv4.
+    let mut options = vec!["--net6", "2001:db8:1::/64"];
+    options.extend(upstream.each_ref().map(String::as_str));
+    let outcome = world.exec(&options, &script);
+    let at = |text: &str| outcome.ok().find(text).unwrap_or_else(|| panic!("no {text}: {outcome}"));
+    assert!(at("Trying [2001:db8::80]") < at("Trying 192.0.2.80"), "{outcome}");
+    assert!(at("Network is unreachable") < at("Connected to a.test (192.0.2.80)"), "{outcome}");
+    let median = |name: &str| {
+        let of_name = outcome.stdout.lines().filter_map(|line| line.strip_prefix(name));
+        let mut times: Vec<f64> = of_name
+            .filter_map(|line| {
+                let mut times = line.split_whitespace().map(|time| time.parse::<f64>().unwrap());
+                Some((times.next()? - times.next()?) * 1000.0)
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    println!("connects in {:.2} ms, by IPv4 alone in {:.2} ms", median("a.test "), median("counted.test "));
+}
+
+#[test]
+fn rdisc6_sees_what_the_router_advertises() {
+    let world = World::new();
+    let script = format!("rdisc6 -1 -w 10000 {INTERFACE}");
+    let seen = world.exec(&["--mtu", "1400", "--dns-search", "lab.example"], &script);
+    // Names and values, whatever stands between them.
+    let lines: Vec<_> = seen.ok().lines().filter_map(|line| line.split_once(':')).collect();
+    for (name, value) in [
+        ("Stateful address conf.", "Yes"),
+        ("Router lifetime", "1800"),
+        ("MTU", "1400"),
+        ("Prefix", "fd00::/64"),
+        ("On-link", "Yes"),
+        ("Autonomous address conf.", "Yes"),
+        ("Valid time", "86400"),
+        ("Pref. time", "14400"),
+        ("Recursive DNS server", "fd00::3"),
+        ("DNS server lifetime", "1800"),
+        ("DNS search list", "lab.example"),
+        ("DNS search list lifetime", "1800"),
+    ] {
+        let told = lines.iter().find(|(told, _)| told.trim() == name).map(|(_, told)| told.trim());
+        assert_eq!(told.and_then(|told| told.split(' ').next()), Some(value), "{name}: {seen}");
+    }
+    assert!(seen.ok().contains("from fe80::5055:aff:fe00:202"), "{seen}");
+}
+
+#[test]
 fn dhcpcd_gets_an_address_and_settings_by_dhcpv6() {
     let world = World::new();
     let script = "mount -t tmpfs none /run && dhcpcd --test --ipv6only --timeout 20 \

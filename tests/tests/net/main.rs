@@ -18,5 +18,6 @@ mod names;
 mod path;
 mod ping;
 mod quic;
+mod scan;
 mod tcp;
 mod udp;
