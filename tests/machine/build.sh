@@ -62,7 +62,7 @@ CONSOLE
 cat >"$root/lease.sh" <<'LEASE'
 #!/bin/sh
 [ "$1" = bound ] || [ "$1" = renew ] || exit 0
-ip address flush dev $interface
+ip -4 address flush dev $interface
 ip address add $ip/$mask dev $interface
 [ -z "$mtu" ] || ip link set $interface mtu $mtu
 ip route add default via $router

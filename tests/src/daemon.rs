@@ -73,11 +73,16 @@ impl<'w> Daemon<'w> {
         }
     }
 
+    /// The host addresses of all forwards.
+    pub fn forwards(&self) -> Vec<SocketAddr> {
+        let forwards = self.list("forwards");
+        forwards.iter().map(|forward| forward["host"].as_str().unwrap().parse().unwrap()).collect()
+    }
+
     /// The host address of the only forward.
     pub fn forwarded(&self) -> SocketAddr {
-        let forwards = self.list("forwards");
-        assert_eq!(forwards.len(), 1, "{forwards:?}");
-        forwards[0]["host"].as_str().unwrap().parse().unwrap()
+        let [forwarded] = self.forwards().try_into().unwrap();
+        forwarded
     }
 
     /// Waits until `usernet ctl WHAT` lists nothing any more.

@@ -33,4 +33,6 @@ pub use daemon::Daemon;
 pub use noise::{Noise, noise_digest, sha256};
 pub use process::{Outcome, Process};
 pub use wait::eventually;
-pub use world::{As, GATEWAY, GATEWAY6, LAN, NAMESERVER, NO_ROUTE, UNREACHABLE, World, ip};
+pub use world::{
+    As, GATEWAY, GATEWAY6, LAN, LAN6, NAMESERVER, NAMESERVER6, NO_ROUTE, NO_ROUTE6, UNREACHABLE, World, ip,
+};

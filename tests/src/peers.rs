@@ -7,7 +7,7 @@ use std::thread;
 use crate::{Noise, bursts, sha256};
 
 /// Serves every connection with `serve` on a thread of its own, for as long as the test runs. The
-/// address is on all interfaces of the host, of either kind of IP: guests reach it by the gateway's address too.
+/// address is on all interfaces of the host, IPv4 and IPv6: guests reach it by the gateway's address too.
 pub fn tcp(serve: impl Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static) -> u16 {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -86,9 +86,9 @@ pub fn ends_first(heard: std::sync::mpsc::Sender<String>) -> u16 {
     })
 }
 
-/// Echoes datagrams to whoever sent them.
+/// Echoes datagrams to whoever sent them, over IPv4 and IPv6.
 pub fn udp_echo() -> u16 {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
     let port = socket.local_addr().unwrap().port();
     thread::spawn(move || -> io::Result<()> {
         let mut buffer = vec![0; 1 << 16];

@@ -16,11 +16,17 @@ use crate::process::{Outcome, finish};
 /// The host's address on its LAN. So is every other of 192.0.2.0/24.
 pub const LAN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
+/// The host's address on its LAN over IPv6, in a [`World::with_ipv6`].
+pub const LAN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
 /// An address whose network the host knows to be unreachable (`EHOSTUNREACH`).
 pub const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 /// An address that the host has no route to (`ENETUNREACH`).
 pub const NO_ROUTE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// An IPv6 address that the host has no route to.
+pub const NO_ROUTE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 
 /// The host, as guests see it.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -33,6 +39,9 @@ pub const NAMESERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
 /// An ordinary user's number, and its group's. It need not have a name.
 const ORDINARY: u32 = 12345;
+
+/// The DNS server, as guests see it over IPv6.
+pub const NAMESERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
 
 /// How long a program that is run to its end may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -80,6 +89,16 @@ impl World {
                 chown(&private, Some(ORDINARY), Some(ORDINARY)).unwrap();
             }
         }
+        world
+    }
+
+    /// The same of a host that has IPv6 on its LAN ([`LAN6`]), though no route to the world beyond.
+    ///
+    /// # Panics
+    /// As [`World::new`].
+    pub fn with_ipv6() -> Self {
+        let world = Self::new();
+        ip(&format!("address add {LAN6}/64 dev lo nodad"));
         world
     }
 

@@ -58,7 +58,7 @@ fn connect(peer: &str) -> io::Result<()> {
 
 /// Sends one datagram and prints the answer and who it came from.
 fn udp(peer: &str, text: &str) -> io::Result<()> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    let socket = UdpSocket::bind((if peer.starts_with('[') { "::" } else { "0.0.0.0" }, 0))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(peer)?;
     socket.send(text.as_bytes())?;

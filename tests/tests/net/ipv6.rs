@@ -6,17 +6,7 @@ use std::thread;
 
 use usernet_tests::dns::DnsServer;
 use usernet_tests::wait::SOON;
-use usernet_tests::{Daemon, World, ip};
-
-/// The host's address on its LAN.
-const LAN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-
-/// A host with IPv6.
-fn world() -> World {
-    let world = World::new();
-    ip("address add 2001:db8::1/64 dev lo nodad");
-    world
-}
+use usernet_tests::{Daemon, LAN6, World};
 
 /// The guest's interface, in its shell.
 const INTERFACE: &str = "$(ip -o link show | grep -o 'tap[0-9]*' | head -n 1)";
@@ -50,7 +40,7 @@ fn greeter() -> u16 {
 
 #[test]
 fn a_guest_makes_itself_an_address_and_reaches_gateway_and_world() {
-    let world = world();
+    let world = World::with_ipv6();
     let port = greeter();
     let script = format!(
         "ip -6 address; ip -6 route show default; ping -6 -c 1 -W 5 fd00::2 && ping -6 -c 1 -W 5 fd00::3 && \
@@ -66,7 +56,7 @@ fn a_guest_makes_itself_an_address_and_reaches_gateway_and_world() {
 
 #[test]
 fn datagrams_pass_both_ways() {
-    let world = world();
+    let world = World::with_ipv6();
     let socket = UdpSocket::bind((LAN6, 0)).unwrap();
     let port = socket.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -175,7 +165,7 @@ fn dhcpcd_gets_an_address_and_settings_by_dhcpv6() {
 
 #[test]
 fn a_command_has_ipv6_from_the_start() {
-    let world = world();
+    let world = World::with_ipv6();
     let world_address = LAN6.to_string();
     for (options, gateway) in [
         (&[][..], "fd00::2"),
@@ -219,7 +209,7 @@ fn a_port_is_forwarded_to_the_address_that_a_command_is_given() {
 
 /// Reaches a server in a guest of a daemon with these options.
 fn forwards_to(options: &[&str], before: &str) {
-    let world = world();
+    let world = World::with_ipv6();
     let daemon = Daemon::start(&world, options);
     let mut process = daemon.spawn(&format!("{before}; exec socat -d -d TCP6-LISTEN:80,fork PIPE 2>&1"));
     process.line_with("listening on");

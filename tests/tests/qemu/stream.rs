@@ -1,7 +1,7 @@
 //! Machines that plug in to a daemon by QEMU's `-netdev stream`.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,13 @@ use usernet_tests::noise::{hex, unhex};
 use usernet_tests::qemu::Machine;
 use usernet_tests::wait::SOON;
 use usernet_tests::{
-    Daemon, GATEWAY, LAN, NAMESERVER, NO_ROUTE, Noise, UNREACHABLE, World, eventually, noise_digest, peers,
+    Daemon, GATEWAY, GATEWAY6, LAN, LAN6, NAMESERVER, NAMESERVER6, NO_ROUTE, NO_ROUTE6, Noise, UNREACHABLE,
+    World, eventually, noise_digest, peers,
 };
 
 const BULK: u64 = 64 << 20;
+/// The address that the machine makes itself from the router's advertisement.
+const GUEST6: &str = "fd00::5054:ff:fe12:3456";
 
 /// Boots a machine whose card has this last byte of its address.
 fn boot(world: &World, daemon: &Daemon<'_>, card: u8) -> Machine {
@@ -26,10 +29,12 @@ fn boot(world: &World, daemon: &Daemon<'_>, card: u8) -> Machine {
 /// One machine, all that a guest does: a boot is what is slow.
 #[test]
 fn a_machine_is_on_a_working_network() {
-    let world = World::new();
+    let world = World::with_ipv6();
     let dns = DnsServer::start();
     let upstream = dns.option();
-    let mut options = vec!["--hostfwd", "tcp:127.0.0.1:0-:80", "--hostname", "guest-one"];
+    let forward6 = format!("tcp:[::1]:0-[{GUEST6}]:80");
+    let mut options = vec!["--hostfwd", "tcp:127.0.0.1:0-:80", "--hostfwd", &forward6];
+    options.extend(["--hostname", "guest-one"]);
     options.extend(["--domain", "lab.example", "--dns-search", "one.example", "--mtu", "1400"]);
     options.extend(upstream.each_ref().map(String::as_str));
     let daemon = Daemon::start(&world, &options);
@@ -41,6 +46,7 @@ fn a_machine_is_on_a_working_network() {
         "ip=10.0.2.15\nsubnet=255.255.255.0\nmask=24\nrouter=10.0.2.2\ndns=10.0.2.3\nlease=86400\n\
          serverid=10.0.2.2\nmtu=1400\nhostname=guest-one\ndomain=lab.example\nsearch=one.example"
     );
+    has_ipv6(&mut machine);
     pings(&mut machine);
     resolves(&mut machine);
     transfers(&mut machine);
@@ -52,13 +58,28 @@ fn a_machine_is_on_a_working_network() {
     // A guest that starts anew is the same guest, and finds the network as it was.
     machine.reboot();
     assert_eq!(machine.dhcp(), lease);
+    has_ipv6(&mut machine);
     pings(&mut machine);
     assert_eq!(daemon.list("leases").len(), 1);
 }
 
+/// The machine makes itself an address, and learns the router and the MTU.
+fn has_ipv6(machine: &mut Machine) {
+    let shown = machine.run(
+        "n=0; until ip -6 address show dev eth0 scope global | grep -v tentative | grep inet6; do \
+         n=$((n+1)); [ $n -lt 200 ] || exit 1; sleep 0.1; done; \
+         ip -6 route show default; cat /proc/sys/net/ipv6/conf/eth0/mtu",
+    );
+    assert!(shown.contains(&format!("inet6 {GUEST6}/64")), "{shown}");
+    assert!(shown.contains("default via fe80::5055:aff:fe00:202"), "{shown}");
+    assert!(shown.ends_with("\n1400"), "{shown}");
+}
+
 fn pings(machine: &mut Machine) {
-    for address in [GATEWAY, NAMESERVER, LAN] {
-        machine.run(&format!("ping -c 2 -W 10 {address}"));
+    let addresses: [IpAddr; 6] =
+        [GATEWAY.into(), NAMESERVER.into(), LAN.into(), GATEWAY6.into(), NAMESERVER6.into(), LAN6.into()];
+    for address in addresses {
+        machine.run(&format!("ping -c 1 -W 10 {address}"));
     }
 }
 
@@ -67,24 +88,33 @@ fn resolves(machine: &mut Machine) {
     assert!(found.contains("192.0.2.80"), "{found}");
     let found = machine.run("nslookup -type=aaaa a.test");
     assert!(found.contains("2001:db8::80"), "{found}");
+    let found = machine.run(&format!("nslookup -type=aaaa a.test {NAMESERVER6}"));
+    assert!(found.contains("2001:db8::80"), "{found}");
     let query = hex(&tcp_query("big.test.", RecordType::TXT));
-    let answer = machine.run(&format!("probe ask {NAMESERVER}:53 {query}"));
-    assert_eq!(tcp_answer(&unhex(&answer)).answers.len(), BIG_STRINGS);
+    for server in [NAMESERVER.into(), NAMESERVER6.into()] {
+        let answer = machine.run(&format!("probe ask {} {query}", SocketAddr::new(server, 53)));
+        assert_eq!(tcp_answer(&unhex(&answer)).answers.len(), BIG_STRINGS);
+    }
 }
 
 fn transfers(machine: &mut Machine) {
-    let server = peers::http();
-    let down = format!("wget -q -O /tmp/bulk http://{GATEWAY}:{server}/7/{BULK} && sha256sum </tmp/bulk");
-    assert_eq!(machine.run(&down), noise_digest(7, BULK) + "  -");
-    // What busybox's wget posts ends at the first zero byte.
-    let up = machine.run(&format!("probe put {GATEWAY}:{server} /tmp/bulk"));
-    assert!(up.ends_with(&noise_digest(7, BULK)), "{up}");
+    let port = peers::http();
+    for (gateway, length) in [(GATEWAY6.into(), BULK / 8), (GATEWAY.into(), BULK)] {
+        let server = SocketAddr::new(gateway, port);
+        let down = format!("wget -q -O /tmp/bulk http://{server}/7/{length} && sha256sum </tmp/bulk");
+        assert_eq!(machine.run(&down), noise_digest(7, length) + "  -");
+        // What busybox's wget posts ends at the first zero byte.
+        let up = machine.run(&format!("probe put {server} /tmp/bulk"));
+        assert!(up.ends_with(&noise_digest(7, length)), "{up}");
+    }
 }
 
 fn exchanges_datagrams(machine: &mut Machine) {
     let echo = peers::udp_echo();
-    for address in [GATEWAY, LAN] {
-        assert_eq!(machine.run(&format!("probe udp {address}:{echo} hello")), "hello");
+    let addresses: [IpAddr; 4] = [GATEWAY.into(), LAN.into(), GATEWAY6.into(), LAN6.into()];
+    for address in addresses {
+        let server = SocketAddr::new(address, echo);
+        assert_eq!(machine.run(&format!("probe udp {server} hello")), "hello");
     }
 }
 
@@ -104,18 +134,24 @@ fn learns_why_not(machine: &mut Machine) {
     let closed = peers::closed_port();
     for (peer, why) in [
         (format!("{GATEWAY}:{closed}"), "ConnectionRefused"),
+        (format!("[{GATEWAY6}]:{closed}"), "ConnectionRefused"),
         (format!("{UNREACHABLE}:80"), "HostUnreachable"),
         (format!("{NO_ROUTE}:80"), "NetworkUnreachable"),
+        (format!("[{NO_ROUTE6}]:80"), "NetworkUnreachable"),
     ] {
         assert_eq!(machine.try_run(&format!("probe connect {peer}")), (1, why.to_owned()), "{peer}");
     }
 }
 
-/// The guest's own server, through a forwarded port.
+/// The guest's own server, through forwarded ports.
 fn serves(machine: &mut Machine, daemon: &Daemon<'_>) {
     machine.run("httpd -h /tmp -p 80");
-    let digest = peers::fetch_digest(daemon.forwarded(), "/bulk").expect("the guest serves");
-    assert_eq!(digest, noise_digest(7, BULK));
+    let forwards = daemon.forwards();
+    assert_eq!(forwards.len(), 2);
+    for forwarded in forwards {
+        let digest = peers::fetch_digest(forwarded, "/bulk").expect("the guest serves");
+        assert_eq!(digest, noise_digest(7, BULK), "{forwarded}");
+    }
 }
 
 #[test]
