@@ -13,7 +13,7 @@ use usernet_core::table::{Endpoint, FlowId, FlowKind};
 use usernet_core::tcp::SeqNumber;
 use usernet_core::time::Instant;
 use usernet_core::wire::{Headers, IcmpError, MacAddr, TcpFlags, TcpHeader};
-use usernet_testkit::{Segment, Unfinished, finish, tcp_frame, udp_frame, udp_super_frame};
+use usernet_testkit::{Segment, Unfinished, finish, packets, tcp_frame, udp_frame, udp_super_frame};
 
 const GATEWAY: MacAddr = MacAddr([0x52, 0x55, 10, 0, 2, 2]);
 const STEPS: usize = 400;
@@ -199,10 +199,11 @@ impl World {
                 self.queries.push(query);
             }
             Verdict::Reply { headers, payload } => {
-                let _ = finish(&headers, &frame[payload]);
+                let _ = packets(&headers, &frame[payload]);
             }
             Verdict::Relay(to) => assert!(to != port && self.ports.contains(&to)),
             Verdict::Flood(others) => assert!(!others.contains(&port)),
+            Verdict::Reassembled(frame) => self.frame(which, frame.into()),
             Verdict::HandOver(_) => panic!("there is one worker"),
             Verdict::Done | Verdict::Dropped(_) => {}
         }
@@ -355,7 +356,7 @@ impl World {
         };
         let check = |made: std::result::Result<(PortId, Headers), _>| {
             if let Ok((_, headers)) = made {
-                let _ = finish(&headers, &vec![0; len.into()]);
+                let _ = packets(&headers, &vec![0; len.into()]);
             }
         };
         match (kind % 8, last) {

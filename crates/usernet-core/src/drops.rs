@@ -53,8 +53,16 @@ drop_reasons! {
     NoSuchGuest => "no-such-guest",
     /// Multicast or broadcast that the network does not carry outside.
     Multicast => "multicast",
-    /// A fragment (none are put together), or a datagram to a guest that is longer than its MTU.
+    /// A fragment that is none: empty, not of whole units of 8 bytes, beyond the longest packet, or a
+    /// first one that ends in its headers; or one between guests whose protocol cannot be told.
     Fragment => "fragment",
+    /// A fragment that overlaps another or contradicts its end, and any other of the packet, which is
+    /// refused as a whole (RFC 5722).
+    FragmentOverlap => "fragment-overlap",
+    /// A packet whose fragments had not all come when newer ones needed the room.
+    FragmentLimit => "fragment-limit",
+    /// A packet whose fragments did not all come in time.
+    FragmentTimeout => "fragment-timeout",
     /// A packet for the outside whose time to live has run out here.
     TtlExpired => "ttl-expired",
     /// A malformed TCP header.
@@ -63,7 +71,7 @@ drop_reasons! {
     NoFlow => "no-flow",
     /// A segment outside of the window (RFC 9293 §3.10.7.4).
     OutsideWindow => "outside-window",
-    /// A segment whose bytes were all received before.
+    /// A segment or fragment whose bytes were all received before.
     Duplicate => "duplicate",
     /// A segment that acknowledges what was never sent, or lacks its ACK.
     BadAck => "bad-ack",

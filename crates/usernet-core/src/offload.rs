@@ -41,6 +41,17 @@ pub struct Segmentation {
     pub header_len: u16,
 }
 
+/// Wire packets that are to go as IP fragments where they are longer than their receiver's MTU. No device
+/// does that: the driver finishes the packets and cuts them ([`crate::wire::fragments`]) before a link sees
+/// them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragmentation {
+    /// The MTU in bytes, from the IP header on.
+    pub mtu: u16,
+    /// The identification of the first packet; the others count on. IPv4 has room for the low 16 bits.
+    pub ident: u32,
+}
+
 /// What a frame leaves undone. The default is a plain frame, finished in every way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
@@ -48,6 +59,8 @@ pub struct Offload {
     pub checksum: Checksum,
     /// Whether the frame is to be cut into wire packets.
     pub segmentation: Option<Segmentation>,
+    /// Whether those are too long to go whole. Only what the network itself sends ever is.
+    pub fragmentation: Option<Fragmentation>,
 }
 
 /// What a link can take in the frames that it is given.

@@ -4,14 +4,15 @@
 //! rule of [`Checksum::Partial`]: the field already holds the pseudo-header's sum, and any protocol
 //! will do.
 //!
-//! A super-frame is cut ([`Cutter`]). There the pseudo-header's sum in the template is of no use,
+//! A super-frame is cut ([`Cutter`]; into frames of their own, [`finished`]). There the pseudo-header's sum in the template is of no use,
 //! since each wire packet has a length of its own: it is made anew from the IP header, and whatever
 //! the checksum field held is ignored.
 
+use std::io::IoSlice;
 use std::ops::Range;
 
 use smoltcp::wire::{Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket, checksum};
-use usernet_core::offload::Checksum;
+use usernet_core::offload::{Checksum, Offload, Segmentation};
 
 /// The longest headers that a super-frame can have: Ethernet with a VLAN tag (18), IPv4 with all its
 /// options (60), TCP with all of its own (60).
@@ -34,6 +35,28 @@ pub fn finish_checksum(frame: &mut [u8], checksum: Checksum) -> bool {
     let Some(field) = summed.get_mut(field..field + 2) else { return false };
     field.copy_from_slice(&sum.to_be_bytes());
     true
+}
+
+/// The wire packets that a frame, given in parts, stands for; none when it cannot be finished as it asks.
+#[must_use]
+pub fn finished(parts: &[IoSlice<'_>], offload: Offload) -> Vec<Vec<u8>> {
+    let mut frame: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+    let Some(Segmentation { size, header_len, .. }) = offload.segmentation else {
+        return if finish_checksum(&mut frame, offload.checksum) { vec![frame] } else { Vec::new() };
+    };
+    let cut = || {
+        let (header, payload) = frame.split_at_checked(header_len.into())?;
+        let cutter = Cutter::new(header, size.into(), payload.len())?;
+        let packet = |index| {
+            let payload = payload.get(cutter.payload(index)).unwrap_or_default();
+            let mut packet = header.to_vec();
+            cutter.write_header(index, payload, &mut packet);
+            packet.extend_from_slice(payload);
+            packet
+        };
+        Some((0..cutter.packets()).map(packet).collect())
+    };
+    cut().unwrap_or_default()
 }
 
 /// Cuts one TCP or UDP super-frame into wire packets.

@@ -41,7 +41,7 @@ pub fn decode<F: FrameBytes + ?Sized>(header: &[u8; HEADER_LEN], frame: &F) -> O
         return None;
     };
     let kind = match gso_type & !GSO_ECN {
-        GSO_NONE => return Some(Offload { checksum, segmentation: None }),
+        GSO_NONE => return Some(Offload { checksum, ..Offload::default() }),
         GSO_TCPV4 => SegmentKind::Tcp4,
         GSO_TCPV6 => SegmentKind::Tcp6,
         GSO_UDP_L4 => SegmentKind::Udp,
@@ -64,7 +64,7 @@ pub fn decode<F: FrameBytes + ?Sized>(header: &[u8; HEADER_LEN], frame: &F) -> O
     let header_len = start.checked_add(transport_len)?;
     let payload = frame.len().checked_sub(header_len.into())?;
     let segmentation = (payload > usize::from(size)).then_some(Segmentation { kind, size, header_len });
-    Some(Offload { checksum, segmentation })
+    Some(Offload { checksum, segmentation, fragmentation: None })
 }
 
 /// Writes the header of a frame that leaves `offload` undone.
@@ -109,6 +109,7 @@ mod tests {
         Offload {
             checksum: Checksum::Partial { start: TCP_START, offset: 16 },
             segmentation: Some(Segmentation { kind: SegmentKind::Tcp4, size, header_len: 66 }),
+            fragmentation: None,
         }
     }
 
@@ -124,11 +125,12 @@ mod tests {
         let checksum = Checksum::Partial { start: TCP_START, offset: 16 };
         for offload in [
             Offload::default(),
-            Offload { checksum, segmentation: None },
+            Offload { checksum, ..Offload::default() },
             super_frame(1448),
             Offload {
                 checksum: Checksum::Partial { start: TCP_START, offset: 6 },
                 segmentation: Some(Segmentation { kind: SegmentKind::Udp, size: 1400, header_len: 42 }),
+                fragmentation: None,
             },
         ] {
             assert_eq!(decode(&encode(offload), &frame[..]), Some(offload));

@@ -7,7 +7,7 @@ use usernet_core::frame::FrameBytes;
 use usernet_core::offload::{Checksum, Offload};
 use usernet_core::wire::{
     ETHERNET_HEADER_LEN, ETHERTYPE_IPV4, EthernetHeader, Headers, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpHeader,
-    MacAddr, PROTOCOL_TCP, PROTOCOL_UDP, TcpHeader,
+    MacAddr, PROTOCOL_TCP, PROTOCOL_UDP, TcpHeader, fragments,
 };
 
 /// A TCP segment out of a frame.
@@ -139,8 +139,23 @@ pub(crate) fn complete_checksum(frame: &mut [u8], offload: Offload) {
     }
 }
 
+/// The wire packets that headers and payload stand for, in fragments where they are to go so.
+pub fn packets(headers: &Headers, payload: &[u8]) -> Vec<Vec<u8>> {
+    fragmented(segments(headers, payload), headers.offload)
+}
+
+pub(crate) fn fragmented(packets: Vec<Vec<u8>>, offload: Offload) -> Vec<Vec<u8>> {
+    let Some(mut how) = offload.fragmentation else { return packets };
+    let mut frames = Vec::new();
+    for packet in packets {
+        frames.extend(fragments(&packet, how).map(|(headers, data)| [&headers, data].concat()));
+        how.ident = how.ident.wrapping_add(1);
+    }
+    frames
+}
+
 /// The wire packets that a super-frame stands for.
-pub fn segments(headers: &Headers, payload: &[u8]) -> Vec<Vec<u8>> {
+fn segments(headers: &Headers, payload: &[u8]) -> Vec<Vec<u8>> {
     let Some(segmentation) = headers.offload.segmentation else { return vec![finish(headers, payload)] };
     assert_eq!(usize::from(segmentation.header_len), headers.len());
     let size = usize::from(segmentation.size);

@@ -26,7 +26,7 @@ mod sim;
 mod smol;
 
 pub use bytes::{Digest, Hasher, Rng, digest_of, fill};
-pub use frames::{Segment, Unfinished, finish, segments, tcp_frame, udp_frame, udp_super_frame};
+pub use frames::{Segment, Unfinished, finish, packets, tcp_frame, udp_frame, udp_super_frame};
 pub use host::{Connect, End, Ended, FakeHost, Peer, Then};
 pub use link::Faults;
 pub use sack::SackGuest;

@@ -12,10 +12,12 @@ use usernet_core::port::PortId;
 use usernet_core::table::{Endpoint, FlowId};
 use usernet_core::tcp::SeqNumber;
 use usernet_core::time::Instant;
-use usernet_core::wire::{ICMP_ECHO_REPLY, ICMP_HEADER_LEN, ICMPV6_ECHO, ICMPV6_ECHO_REPLY, MacAddr};
+use usernet_core::wire::{
+    Headers, ICMP_ECHO_REPLY, ICMP_HEADER_LEN, ICMPV6_ECHO, ICMPV6_ECHO_REPLY, MacAddr,
+};
 
 use crate::bytes::Rng;
-use crate::frames::{Unfinished, complete_checksum, finish, segments};
+use crate::frames::{Unfinished, complete_checksum, finish, fragmented, packets};
 use crate::host::{FakeHost, Peer};
 use crate::link::{Faults, Lane};
 
@@ -228,7 +230,7 @@ impl<G: Guest> Sim<G> {
         let made =
             self.net.udp_from_forward(forward, guest, &origin(from), Datagrams::one(payload.len()), self.now);
         if let Ok((port, headers)) = &made {
-            self.give(*port, finish(headers, payload));
+            self.give_packets(*port, headers, payload);
         }
         self.drain();
         made.map(|_| ())
@@ -254,9 +256,7 @@ impl<G: Guest> Sim<G> {
     ) -> Result<(), DropReason> {
         let datagrams = Datagrams { len: payload.len(), segment };
         let (port, headers) = self.net.udp_from_host(flow, &origin(from), datagrams, self.now)?;
-        for frame in segments(&headers, payload) {
-            self.give(port, frame);
-        }
+        self.give_packets(port, &headers, payload);
         Ok(())
     }
 
@@ -389,13 +389,21 @@ impl<G: Guest> Sim<G> {
                 Verdict::Keep { flow, payload, at } => {
                     self.kept.entry(flow).or_default().0.push((at, frame[payload].to_vec()));
                 }
+                Verdict::Reassembled(frame) => {
+                    self.write_all(std::mem::take(&mut writes));
+                    self.take_batch(port, vec![frame]);
+                }
                 verdict => self.act(port, &frame, verdict),
             }
         }
+        self.write_all(writes);
+        self.drain();
+    }
+
+    fn write_all(&mut self, writes: Vec<(FlowId, SeqNumber, Vec<u8>)>) {
         for (flow, at, bytes) in writes {
             self.write(flow, at, &bytes);
         }
-        self.drain();
     }
 
     fn act(&mut self, port: PortId, frame: &[u8], verdict: Verdict) {
@@ -423,7 +431,7 @@ impl<G: Guest> Sim<G> {
                     self.net.dns_answer(&query, Some(&frame[payload]));
                 }
             }
-            Verdict::Reply { headers, payload } => self.give(port, finish(&headers, &frame[payload])),
+            Verdict::Reply { headers, payload } => self.give_packets(port, &headers, &frame[payload]),
             Verdict::Relay(to) => self.give(to, frame.to_vec()),
             Verdict::Flood(others) => {
                 for to in others {
@@ -432,7 +440,9 @@ impl<G: Guest> Sim<G> {
             }
             Verdict::HandOver(_) => unreachable!("there is one worker"),
             Verdict::Done | Verdict::Dropped(_) => {}
-            Verdict::Tcp { .. } | Verdict::Keep { .. } => unreachable!("they are gathered"),
+            Verdict::Tcp { .. } | Verdict::Keep { .. } | Verdict::Reassembled(_) => {
+                unreachable!("they are gathered, or handed in")
+            }
         }
     }
 
@@ -466,7 +476,9 @@ impl<G: Guest> Sim<G> {
             match output {
                 Output::Frame { port, mut frame, offload } => {
                     complete_checksum(&mut frame, offload);
-                    self.give(port, frame);
+                    for frame in fragmented(vec![frame], offload) {
+                        self.give(port, frame);
+                    }
                 }
                 Output::Headers { port, headers } => self.give(port, finish(&headers, &[])),
                 Output::Tcp { flow, op } => self.tcp_op(flow, op),
@@ -551,12 +563,16 @@ impl<G: Guest> Sim<G> {
                 let headers = self.net.tcp_peeked(flow, at, len, end, now);
                 assert_eq!(headers.is_some(), len > 0, "headers for {len} bytes");
                 if let Some(headers) = headers {
-                    for frame in segments(&headers, &bytes) {
-                        self.give(port, frame);
-                    }
+                    self.give_packets(port, &headers, &bytes);
                 }
             }
             Err(error) => self.net.tcp_event(flow, HostEvent::Failed(error), now),
+        }
+    }
+
+    fn give_packets(&mut self, port: PortId, headers: &Headers, payload: &[u8]) {
+        for frame in packets(headers, payload) {
+            self.give(port, frame);
         }
     }
 
@@ -583,16 +599,14 @@ impl<G: Guest> Sim<G> {
                 let (header, payload) = echo_reply(&reply.payload);
                 let from: IpAddr = reply.from.ip();
                 let made = self.net.ping_from_host(reply.flow, from, header, payload.len(), (60, 0), now);
-                made.map(|(port, headers)| (port, finish(&headers, payload)))
+                made.map(|made| (made, payload))
             } else {
-                let made = {
-                    let datagrams = Datagrams::one(reply.payload.len());
-                    self.net.udp_from_host(reply.flow, &origin(reply.from), datagrams, now)
-                };
-                made.map(|(port, headers)| (port, finish(&headers, &reply.payload)))
+                let datagrams = Datagrams::one(reply.payload.len());
+                let made = self.net.udp_from_host(reply.flow, &origin(reply.from), datagrams, now);
+                made.map(|made| (made, &reply.payload[..]))
             };
-            if let Ok((port, frame)) = made {
-                self.give(port, frame);
+            if let Ok(((port, headers), payload)) = made {
+                self.give_packets(port, &headers, payload);
             }
         }
         self.drain();

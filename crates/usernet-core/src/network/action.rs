@@ -83,6 +83,9 @@ pub enum Verdict {
     Relay(PortId),
     /// Hand the frame as it is to these guests.
     Flood(Vec<PortId>),
+    /// Hand in this frame as one that came from the same guest, when all that came before it has been
+    /// done: it is what the fragments that came make, and leaves nothing undone.
+    Reassembled(Vec<u8>),
     /// Hand the frame to another worker, which has its flow.
     HandOver(WorkerId),
     /// Nothing; the reason has been counted.

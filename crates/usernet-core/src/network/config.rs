@@ -73,6 +73,8 @@ pub struct Limits {
     /// Bytes kept for TCP flows: out of order, or without room in the host. More are dropped, and
     /// come again.
     pub kept: u32,
+    /// Packets whose fragments have not all come, each of 64 KiB at most. The oldest goes first.
+    pub fragmented: usize,
     /// DNS queries that are not answered yet. One beyond this is dropped.
     pub dns: usize,
     /// DNS connections. One beyond this is refused.
@@ -96,6 +98,8 @@ impl Default for Limits {
             udp_peers: 64,
             ping: 64,
             kept: 16 << 20,
+            // 1 MiB. A guest sends the fragments of a packet in a row, so more are mostly what was lost.
+            fragmented: 16,
             dns: 64,
             dns_streams: 8,
             macs: 64,

@@ -78,9 +78,6 @@ impl Network {
         now: Instant,
     ) -> Result<Verdict, DropReason> {
         let ip = packet.ip;
-        if ip.fragment {
-            return Err(DropReason::Fragment);
-        }
         if !self.is_neighbour(ip.src) || self.config.is_ours(ip.src) {
             return Err(DropReason::SourceAddress);
         }
@@ -91,6 +88,9 @@ impl Network {
         }
         if place == Place::Group || !ours {
             return self.flood(packet.port, DropReason::Multicast);
+        }
+        if ip.fragment {
+            return self.handle_fragment(packet, frame, now);
         }
         self.note_sender(packet);
         if is_link_local(ip.src) && !self.config.is_ours(ip.dst) {

@@ -11,6 +11,7 @@ mod dhcp;
 mod ipv6;
 mod ndp;
 mod ping;
+mod reassembly;
 mod shared;
 mod switch;
 mod tcp;
@@ -30,14 +31,15 @@ pub use udp::{MAX_DATAGRAMS, UdpFlow, UdpKind};
 
 use crate::drops::{DropReason, Drops};
 use crate::frame::FrameBytes;
-use crate::offload::Offload;
+use crate::offload::{Fragmentation, Offload};
 use crate::port::{PortId, WorkerId};
-use crate::table::{Entry, FlowId, FlowKind, FlowTable};
+use crate::table::{Entry, FlowId, FlowKind, FlowTable, hash};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::{
-    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, IPV6_MORE,
-    IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, Headers,
+    IPV6_MORE, IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP,
+    PROTOCOL_UDP,
     TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
 };
 use config::{Place, gateway_mac};
@@ -62,6 +64,9 @@ pub struct Network {
     tcp: FlowTable<TcpEntry>,
     udp: FlowTable<UdpFlow>,
     ping: FlowTable<PingFlow>,
+    reassembly: reassembly::Reassembly,
+    /// Packets that went to guests in fragments.
+    fragmented: u32,
     wheel: TimerWheel<Timer>,
     drops: Drops,
     outputs: VecDeque<Output>,
@@ -99,6 +104,8 @@ enum Timer {
     Flow(FlowId),
     /// Advertise the router to a port.
     Advertise(PortId),
+    /// Give up packets of a port whose fragments have not all come.
+    Reassembly(PortId),
 }
 
 /// A guest's packet on its way through the network.
@@ -152,6 +159,8 @@ impl Network {
             tcp: FlowTable::new(FlowKind::Tcp, seed, shared.owners()),
             udp: FlowTable::new(FlowKind::Udp, seed, shared.owners()),
             ping: FlowTable::new(FlowKind::Ping, seed, shared.owners()),
+            reassembly: reassembly::Reassembly::default(),
+            fragmented: 0,
             shared,
             wheel: TimerWheel::default(),
             drops: Drops::default(),
@@ -197,6 +206,7 @@ impl Network {
             self.close_ping(flow);
         }
         self.stop_advertising(port);
+        self.stop_reassembly(port);
         self.shared.with(|registry| {
             registry.dhcp.port_gone(port);
             if let Some(dhcp6) = &mut registry.dhcp6 {
@@ -262,6 +272,11 @@ impl Network {
             FlowKind::Ping => self.ping.get(flow)?.key.port,
         };
         (port != NOWHERE).then_some(port)
+    }
+
+    /// How many packets of a guest wait for the rest of their fragments.
+    pub fn incomplete(&self, port: PortId) -> usize {
+        self.reassembly.len(port)
     }
 
     /// How many bytes of headers go in front of a flow's payload to its guest.
@@ -431,10 +446,8 @@ impl Network {
         ours: bool,
         now: Instant,
     ) -> Result<Verdict, DropReason> {
-        if packet.ip.fragment {
-            return Err(DropReason::Fragment);
-        }
-        if packet.ip.protocol == PROTOCOL_UDP && udp::is_dhcp(packet.transport_head()) {
+        let fragment = packet.ip.fragment;
+        if packet.ip.protocol == PROTOCOL_UDP && udp::is_dhcp(packet.transport_head()) && !fragment {
             return self.handle_dhcp(packet, frame, now);
         }
         let src = packet.ip.src;
@@ -444,6 +457,9 @@ impl Network {
         let place = self.config.place(packet.ip.dst);
         if place == Place::Group || !ours {
             return self.flood(packet.port, DropReason::Multicast);
+        }
+        if fragment {
+            return self.handle_fragment(packet, frame, now);
         }
         self.note_sender(packet);
         self.dispatch(packet, frame, place, now)
@@ -537,6 +553,26 @@ impl Network {
         self.outputs.push_back(Output::Frame { port, frame, offload: Offload::default() });
     }
 
+    /// Has wire packets to a guest, with `longest` bytes of payload at most, go in fragments where they are
+    /// longer than its MTU. `ip` is their header.
+    #[inline]
+    fn fit(&mut self, headers: &mut Headers, ip: &IpHeader, longest: usize, packets: usize) {
+        if headers.len() - ETHERNET_HEADER_LEN + longest > usize::from(self.config.mtu) {
+            self.fragment(headers, ip, packets);
+        }
+    }
+
+    #[cold]
+    fn fragment(&mut self, headers: &mut Headers, ip: &IpHeader, packets: usize) {
+        // RFC 7739 §5.3: a counter that begins elsewhere for each pair of addresses, so that no guest can
+        // tell the next number of another's.
+        let pair = hash(&self.config.seed, &(ip.src, ip.dst, self.shared.worker.0));
+        let start = u32::try_from(pair & u64::from(u32::MAX)).unwrap_or_default();
+        let ident = start.wrapping_add(self.fragmented);
+        self.fragmented = self.fragmented.wrapping_add(u32::try_from(packets).unwrap_or(1));
+        headers.offload.fragmentation = Some(Fragmentation { mtu: self.config.mtu, ident });
+    }
+
     fn send_icmp_error(&mut self, packet: &Packet<'_>, error: IcmpError) {
         if !ipv6::may_be_told(packet) {
             return;
@@ -593,6 +629,7 @@ impl Network {
                     FlowKind::Ping => self.ping_timeout(flow, now),
                 },
                 Timer::Advertise(port) => self.advertise_timeout(port, now),
+                Timer::Reassembly(port) => self.reassembly_timeout(port, now),
             }
         }
     }

@@ -70,7 +70,8 @@ impl Network {
             echo.kind = reply;
             echo.checksum = update_checksum(echo.checksum, word(request), word(reply));
             let ip = IpHeader { tos: packet.ip.tos, ..ping_ip(packet.ip.dst, packet.ip.src) };
-            let headers = Headers::icmp(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
+            let mut headers = Headers::icmp(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
+            self.fit(&mut headers, &ip, payload.len(), 1);
             return Ok(Verdict::Reply { headers, payload });
         }
         match place {
@@ -162,7 +163,10 @@ impl Network {
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
         let ip = IpHeader { ttl, tos, ..ping_ip(src, guest.addr) };
-        Ok((entry.key.port, Headers::icmp(entry.mac, gateway, &ip, &echo.to_bytes(), len)))
+        let port = entry.key.port;
+        let mut headers = Headers::icmp(entry.mac, gateway, &ip, &echo.to_bytes(), len);
+        self.fit(&mut headers, &ip, len, 1);
+        Ok((port, headers))
     }
 
     /// Tells a guest that an echo request to `to` did not arrive: one that began with `message`, from its

@@ -51,7 +51,7 @@ fn dhcp(mac: MacAddr, kind: u8, wanted: Ipv4Addr) -> Vec<u8> {
     message.push(255);
     let ip = IpHeader::new(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into(), PROTOCOL_UDP);
     let mut frame =
-        crate::wire::Headers::udp(MacAddr::BROADCAST, mac, &ip, (68, 67), message.len(), u16::MAX).to_vec();
+        Headers::udp(MacAddr::BROADCAST, mac, &ip, (68, 67), message.len(), u16::MAX).to_vec();
     frame.extend(message);
     frame
 }
@@ -124,7 +124,7 @@ fn strangers_at_a_forward_do_not_push_out_what_the_guest_has_opened() {
     let mut network = network(1);
     network.lease(PortId(1), A, None, at(0)).unwrap();
     let ip = IpHeader::new(FIRST.into(), Ipv4Addr::new(192, 0, 2, 1).into(), PROTOCOL_UDP);
-    let frame = crate::wire::Headers::udp(network.mac, A, &ip, (5000, 9), 0, u16::MAX);
+    let frame = Headers::udp(network.mac, A, &ip, (5000, 9), 0, u16::MAX);
     let Verdict::Udp { flow, .. } = network.handle_frame(PortId(1), &frame[..], at(1)) else {
         panic!("no flow")
     };
@@ -148,7 +148,7 @@ fn dns_connections_are_bounded() {
             flags: crate::wire::TcpFlags::SYN,
             ..Default::default()
         };
-        let frame = crate::wire::Headers::tcp(network.mac, A, &ip, &syn, 0, 1460);
+        let frame = Headers::tcp(network.mac, A, &ip, &syn, 0, 1460);
         network.handle_frame(PortId(1), &frame[..], at(1))
     });
     let refused =
@@ -160,7 +160,7 @@ fn dns_connections_are_bounded() {
 fn segment(network: &Network, src_port: u16, flags: crate::wire::TcpFlags) -> Vec<u8> {
     let ip = IpHeader::new(FIRST.into(), Ipv4Addr::new(192, 0, 2, 1).into(), PROTOCOL_TCP);
     let header = crate::wire::TcpHeader { src_port, dst_port: 80, flags, ..Default::default() };
-    crate::wire::Headers::tcp(network.mac, A, &ip, &header, 0, 1460).to_vec()
+    Headers::tcp(network.mac, A, &ip, &header, 0, 1460).to_vec()
 }
 
 /// Two workers' parts of a network with a guest that has a queue at each.

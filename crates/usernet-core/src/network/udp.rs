@@ -316,7 +316,6 @@ impl Network {
         let src = self.guest_view(from.ip(), guest.addr);
         self.udp.touch(flow);
         let gateway = self.mac;
-        let mtu = usize::from(self.config.mtu);
         let entry = self.udp.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.flow.last_used = now;
         entry.flow.bytes_in += datagrams.len as u64;
@@ -324,11 +323,8 @@ impl Network {
         let port = entry.key.port;
         let ports = (from.port(), guest.port);
         let segment = u16::try_from(datagrams.longest()).unwrap_or(u16::MAX);
-        let headers = Headers::udp(entry.mac, gateway, &ip, ports, datagrams.len, segment);
-        if headers.len() - crate::wire::ETHERNET_HEADER_LEN + datagrams.longest() > mtu {
-            self.count_drops(port, DropReason::Fragment, datagrams.count());
-            return Err(DropReason::Fragment);
-        }
+        let mut headers = Headers::udp(entry.mac, gateway, &ip, ports, datagrams.len, segment);
+        self.fit(&mut headers, &ip, datagrams.longest(), datagrams.count());
         Ok((port, headers))
     }
 
@@ -386,7 +382,8 @@ impl Network {
         payload: &[u8],
     ) {
         let (ip, ports) = (IpHeader::new(src.0, dst.0, PROTOCOL_UDP), (src.1, dst.1));
-        let headers = Headers::udp(mac, self.mac, &ip, ports, payload.len(), u16::MAX);
+        let mut headers = Headers::udp(mac, self.mac, &ip, ports, payload.len(), u16::MAX);
+        self.fit(&mut headers, &ip, payload.len(), 1);
         let mut frame = headers.to_vec();
         frame.extend_from_slice(payload);
         self.outputs.push_back(Output::Frame { port, frame, offload: headers.offload });

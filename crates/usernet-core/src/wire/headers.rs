@@ -127,7 +127,19 @@ impl Headers {
         headers
     }
 
-    fn push(&mut self, bytes: &[u8]) {
+    /// Headers that are there already.
+    pub(super) fn copied(bytes: &[u8]) -> Self {
+        let mut headers = Self { bytes: [0; CAPACITY], len: 0, offload: Offload::default() };
+        headers.push(bytes);
+        headers
+    }
+
+    /// From the IP header on.
+    pub(super) fn ip_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(ETHERNET_HEADER_LEN..).unwrap_or_default()
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         let at = usize::from(self.len);
         if let Some(room) = self.bytes.get_mut(at..at + bytes.len()) {
             room.copy_from_slice(bytes);

@@ -44,6 +44,8 @@ pub enum IcmpError {
     Prohibited,
     /// Time to live exceeded in transit.
     TimeExceeded,
+    /// Fragment reassembly time exceeded.
+    ReassemblyTime,
     /// Beyond the scope of the source address (IPv6 only).
     BeyondScope,
     /// The byte of the packet that is at fault (IPv6 only).
@@ -103,6 +105,7 @@ impl IcmpError {
             Self::PortUnreachable => (UNREACHABLE, 3, 0),
             Self::Prohibited => (UNREACHABLE, 13, 0),
             Self::TimeExceeded => (TIME_EXCEEDED, 0, 0),
+            Self::ReassemblyTime => (TIME_EXCEEDED, 1, 0),
             Self::ParameterProblem { .. } => return None,
             Self::V4 { kind: kind @ (UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM), code, info } => {
                 (kind, code, info)
@@ -121,6 +124,7 @@ impl IcmpError {
             Self::HostUnreachable => (V6_UNREACHABLE, 3, 0),
             Self::PortUnreachable => (V6_UNREACHABLE, 4, 0),
             Self::TimeExceeded => (V6_TIME_EXCEEDED, 0, 0),
+            Self::ReassemblyTime => (V6_TIME_EXCEEDED, 1, 0),
             Self::ParameterProblem { code, pointer } => (V6_PARAMETER_PROBLEM, code, pointer),
             Self::V6 { kind: kind @ V6_UNREACHABLE..=V6_PARAMETER_PROBLEM, code, info } => (kind, code, info),
             Self::V6 { .. } => return None,

@@ -2,6 +2,7 @@
 
 mod arp;
 mod ethernet;
+mod fragment;
 mod headers;
 mod icmp;
 mod icmpv6;
@@ -14,6 +15,7 @@ pub use arp::Arp;
 pub use ethernet::{
     ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, MacAddr,
 };
+pub use fragment::{FRAGMENT_HEADER_LEN, Fragment, fragments};
 pub use headers::{
     Headers, IPV6_MORE, TCP_FRAME_HEADERS, UDP_FRAME_HEADERS, UDP_HEADER_LEN, update_checksum,
 };

@@ -146,7 +146,7 @@ fn what_is_no_frame_is_dropped_and_counted() {
     let long = frame(MAX_FRAME + 1);
     assert!(link.tx.send(&[IoSlice::new(&long)], Offload::default()).unwrap());
     assert!(link.tx.send(&[IoSlice::new(&long[..13])], Offload::default()).unwrap());
-    let beyond = Offload { checksum: Checksum::Partial { start: 59, offset: 0 }, segmentation: None };
+    let beyond = Offload { checksum: Checksum::Partial { start: 59, offset: 0 }, ..Offload::default() };
     assert!(link.tx.send(&[IoSlice::new(&long[..60])], beyond).unwrap());
     assert_eq!(link.tx.dropped(), 3);
     assert!(link.tx.send(&[IoSlice::new(&long[..60])], Offload::default()).unwrap());
@@ -200,6 +200,7 @@ fn offload(template: Template, segment: usize) -> Offload {
     Offload {
         checksum: Checksum::Partial { start: header_len - back, offset },
         segmentation: Some(Segmentation { kind, size: segment as u16, header_len }),
+        fragmentation: None,
     }
 }
 
@@ -258,7 +259,7 @@ fn one_packet_keeps_the_header_that_it_was_given() {
         let mut room = Vec::new();
         link.tx.reserve(header.len(), 1448, 65_536, &mut room);
         assert_eq!((&mut room[0][..]).write(&payload).unwrap(), 700);
-        link.tx.commit(header, 700, Offload { checksum, segmentation: None }).unwrap();
+        link.tx.commit(header, 700, Offload { checksum, ..Offload::default() }).unwrap();
     }
     assert!(link.tx.flush().unwrap());
     assert_eq!(read_frames(&guest, 2), [&finished[..], &finished]);

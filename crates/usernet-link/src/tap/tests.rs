@@ -190,7 +190,7 @@ fn super_frames_go_both_ways() {
     let mut tap = Tap::new();
     let listener = TcpListener::bind((GUEST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let partial = Offload { checksum: TCP_CHECKSUM, segmentation: None };
+    let partial = Offload { checksum: TCP_CHECKSUM, ..Offload::default() };
 
     // The handshake, by hand.
     let iss = TcpSeqNumber(1000);

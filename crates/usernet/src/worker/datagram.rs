@@ -31,6 +31,8 @@ const BATCHES: usize = 4;
 const NOT_FAR: u8 = 32;
 /// The largest UDP payload over IPv4.
 const MAX_DATAGRAM: usize = 65_507;
+/// The largest that an echo has, over IPv6.
+const MAX_ECHO: usize = 65_527;
 
 /// What a try to take in a message says of the next one.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -303,16 +305,23 @@ impl Worker {
         }
     }
 
+    /// Finds room in the guest's link for what a flow's socket has, if the largest datagram fits; or says
+    /// what comes next.
+    fn make_room(&mut self, port: PortId, flow: FlowId) -> Option<Next> {
+        let headers_len = self.parts.core.headers_len(flow);
+        let Some(entry) = self.ports.get_mut(&port) else { return Some(Next::Drained) };
+        let room = entry.fill((headers_len, MAX_DATAGRAM, MAX_DATAGRAM), |_| None);
+        match self.sent(port, room) {
+            Some(Sent::Nothing) => None,
+            other => Some(self.after_receive(port, flow, other, false)),
+        }
+    }
+
     /// Takes in a batch of datagrams.
     fn receive_udp(&mut self, flow: FlowId) -> Next {
         let Some(port) = self.parts.core.port_of(flow) else { return Next::Drained };
-        let headers_len = self.parts.core.headers_len(flow);
-        let Some(entry) = self.ports.get_mut(&port) else { return Next::Drained };
-        // What comes then finds room, if the largest datagram does.
-        let room = entry.fill((headers_len, MAX_DATAGRAM, MAX_DATAGRAM), |_| None);
-        match self.sent(port, room) {
-            Some(Sent::Nothing) => {}
-            other => return self.after_receive(port, flow, other, false),
+        if let Some(next) = self.make_room(port, flow) {
+            return next;
         }
         let slot = self.udp.get(flow.index as usize).and_then(Option::as_ref);
         let Some(slot) = slot.filter(|slot| slot.flow == flow) else { return Next::Drained };
@@ -350,28 +359,25 @@ impl Worker {
 
     fn receive_ping(&mut self, flow: FlowId) -> Next {
         let Some(port) = self.parts.core.port_of(flow) else { return Next::Drained };
-        let Self { ports, ping, parts, now, .. } = self;
-        let core = &mut parts.core;
-        let slot = ping.get(flow.index as usize).and_then(Option::as_ref).filter(|slot| slot.flow == flow);
-        let (Some(entry), Some(slot)) = (ports.get_mut(&port), slot) else { return Next::Drained };
-        let mut more = false;
-        let headers_len = core.headers_len(flow);
-        let outcome = entry.fill((headers_len, MAX_DATAGRAM, MAX_DATAGRAM), |room| {
-            // The ICMP header is written anew, in front of the room.
-            let mut header = [0; ICMP_HEADER_LEN];
-            let mut parts = vec![IoSliceMut::new(&mut header)];
-            for part in room.drain(..) {
-                parts.push(part);
-            }
-            let received = slot.end.receive(&mut parts).ok().flatten()?;
-            more = true;
-            let len = received.len.checked_sub(ICMP_HEADER_LEN)?;
-            let how = (received.ttl.unwrap_or(64), received.tos);
-            let (_, headers) = core.ping_from_host(flow, received.from.ip(), header, len, how, *now).ok()?;
-            Some((headers, len))
-        });
-        let sent = self.sent(port, outcome);
-        self.after_receive(port, flow, sent, more)
+        if let Some(next) = self.make_room(port, flow) {
+            return next;
+        }
+        let slot = self.ping.get(flow.index as usize).and_then(Option::as_ref);
+        let Some(slot) = slot.filter(|slot| slot.flow == flow) else { return Next::Drained };
+        let (mut header, mut payload) = ([0; ICMP_HEADER_LEN], vec![0; MAX_ECHO]);
+        let mut message = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
+        let Ok(Some(received)) = slot.end.receive(&mut message) else { return Next::Drained };
+        let len = received.len.saturating_sub(ICMP_HEADER_LEN);
+        let (from, how) = (received.from.ip(), (received.ttl.unwrap_or(64), received.tos));
+        let mut outcome = Some(Sent::Nothing);
+        if let Ok((port, headers)) = self.parts.core.ping_from_host(flow, from, header, len, how, self.now)
+            && let Some(entry) = self.ports.get_mut(&port)
+        {
+            let payload = payload.get(..len).unwrap_or_default();
+            let sent = entry.send(&[IoSlice::new(&headers), IoSlice::new(payload)], headers.offload);
+            outcome = self.sent(port, sent);
+        }
+        self.after_receive(port, flow, outcome, true)
     }
 
     fn after_receive(&mut self, port: PortId, flow: FlowId, sent: Option<Sent>, more: bool) -> Next {

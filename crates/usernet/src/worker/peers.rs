@@ -106,8 +106,7 @@ impl Worker {
                 }
             }
             Handed::FromGuest { port, frame, offload } => {
-                let waker = self.parts.waker.clone();
-                self.handle_batch(port, &Stray { frame, offload, waker }, &mut (0..1), budget);
+                self.take_frame(port, frame, offload, budget);
                 self.drain_outputs();
             }
             Handed::Forwarded { forward, guest, origin, datagrams, payload } => {
@@ -122,6 +121,12 @@ impl Worker {
             }
             Handed::Found(addr) => self.parts.core.found(addr),
         }
+    }
+
+    /// Looks at a frame from a guest that lies in no link.
+    pub(super) fn take_frame(&mut self, port: PortId, frame: Vec<u8>, offload: Offload, budget: &mut usize) {
+        let waker = self.parts.waker.clone();
+        self.handle_batch(port, &Stray { frame, offload, waker }, &mut (0..1), budget);
     }
 
     /// Tells the others that an address has been found. Who does not hear of it asks again in time.
@@ -140,7 +145,7 @@ fn joined<'a>(parts: impl Iterator<Item = IoSlice<'a>>) -> Vec<u8> {
     bytes
 }
 
-/// A frame that came to another worker's queue, as a batch of one.
+/// A frame that came to another worker's queue, or in fragments, as a batch of one.
 struct Stray {
     frame: Vec<u8>,
     offload: Offload,

@@ -7,12 +7,12 @@ use tokio::sync::oneshot;
 use usernet_core::datagrams::Datagrams;
 use usernet_core::drops::DropReason;
 use usernet_core::network::Verdict;
-use usernet_core::offload::Offload;
+use usernet_core::offload::{Fragmentation, Offload};
 use usernet_core::port::PortId;
 use usernet_core::table::FlowId;
-use usernet_core::wire::Headers;
+use usernet_core::wire::{self, Headers};
 use usernet_host::epoll::Interest;
-use usernet_link::{Link, LinkError, LinkRx, LinkTx, RxFrame};
+use usernet_link::{Link, LinkError, LinkRx, LinkTx, RxFrame, segment};
 
 use super::datagram::Leaving;
 use super::stream::Gathered;
@@ -262,6 +262,11 @@ impl Worker {
                     rx.slices(index, 0..rx.frame_len(index), &mut slices);
                     self.send(to, &slices, rx.offload(index));
                 }
+                Verdict::Reassembled(frame) => {
+                    // A segment of it may follow those that are gathered.
+                    self.hand_in(&mut gathered, &mut leaving);
+                    self.take_frame(port, frame, Offload::default(), budget);
+                }
                 Verdict::HandOver(worker) => self.hand_over(port, worker, rx, index),
                 Verdict::Flood(others) => {
                     rx.slices(index, 0..rx.frame_len(index), &mut slices);
@@ -272,10 +277,15 @@ impl Worker {
                 }
             }
         }
-        for batch in gathered {
+        self.hand_in(&mut gathered, &mut leaving);
+    }
+
+    /// Gives the host what was gathered from a batch.
+    fn hand_in(&mut self, gathered: &mut Vec<Gathered<'_>>, leaving: &mut Leaving<'_>) {
+        for batch in gathered.drain(..) {
             self.write_gathered(batch);
         }
-        self.send_udp(&mut leaving);
+        self.send_udp(leaving);
     }
 
     /// Gives a whole frame to a guest. Without room it is dropped and counted.
@@ -386,8 +396,36 @@ impl Port {
         })
     }
 
-    /// Gives a whole frame to the link.
+    /// Gives a whole frame to the link, in fragments where it is to go so.
     pub(super) fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> Result<Sent, LinkError> {
+        match offload.fragmentation {
+            None => self.send_whole(frame, offload),
+            Some(how) => self.send_fragments(frame, offload, how),
+        }
+    }
+
+    /// Without room for one fragment the others are of no use.
+    #[cold]
+    fn send_fragments(
+        &mut self,
+        frame: &[IoSlice<'_>],
+        offload: Offload,
+        mut how: Fragmentation,
+    ) -> Result<Sent, LinkError> {
+        let mut len = 0;
+        for packet in segment::finished(frame, offload) {
+            for (headers, data) in wire::fragments(&packet, how) {
+                match self.send_whole(&[IoSlice::new(&headers), IoSlice::new(data)], Offload::default())? {
+                    Sent::Bytes(sent) => len += sent,
+                    other => return Ok(other),
+                }
+            }
+            how.ident = how.ident.wrapping_add(1);
+        }
+        Ok(Sent::Bytes(len))
+    }
+
+    fn send_whole(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> Result<Sent, LinkError> {
         let len = frame.iter().map(|part| part.len()).sum();
         self.with_room(|tx| match tx.send(frame, offload) {
             Ok(true) => Room::Used(Ok(len)),
