@@ -222,7 +222,7 @@ fn super_frames_go_both_ways() {
     assert!((60_000..65_536).contains(&max));
     room[0][..60_000].copy_from_slice(&payload);
     let segmentation = Segmentation { kind: SegmentKind::Tcp4, size: 1460, header_len: 54 };
-    let offload = Offload { checksum: TCP_CHECKSUM, segmentation: Some(segmentation) };
+    let offload = Offload { checksum: TCP_CHECKSUM, segmentation: Some(segmentation), fragmentation: None };
     tap.link.tx.commit(&header, payload.len(), offload).unwrap();
     guest.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut received = vec![0; 60_000];
@@ -340,7 +340,7 @@ fn what_the_kernel_refuses_is_dropped_until_the_device_is_gone() {
     }
     let mut tap = Tap::new();
     tap.send(&[0; 13], Offload::default());
-    tap.send(&[0; 60], Offload { checksum: Checksum::Partial { start: 59, offset: 9 }, segmentation: None });
+    tap.send(&[0; 60], Offload { checksum: Checksum::Partial { start: 59, offset: 9 }, ..Offload::default() });
     let segmentation = Segmentation { kind: SegmentKind::Udp, size: 100, header_len: 200 };
     tap.send(&[0; 300], Offload { segmentation: Some(segmentation), ..Offload::default() });
     assert_eq!(tap.link.tx.dropped(), 3);
