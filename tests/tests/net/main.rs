@@ -10,6 +10,7 @@ mod control;
 mod dhcp;
 mod exec;
 mod forward;
+mod fragments;
 mod hostile;
 mod ipv6;
 mod join;
