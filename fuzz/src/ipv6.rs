@@ -50,6 +50,7 @@ pub fn ipv6(data: &[u8]) {
                 check_relayed(packet);
             }
             Verdict::Flood(_) => check_relayed(packet),
+            Verdict::Reassembled(_) => {}
             Verdict::HandOver(_) => panic!("there is one worker"),
             Verdict::Keep { .. } | Verdict::Done | Verdict::Dropped(_) => {}
         }

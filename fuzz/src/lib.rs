@@ -7,10 +7,12 @@
 mod core;
 mod ipv6;
 mod parsers;
+mod reassembly;
 
 pub use core::core_sequence;
 pub use ipv6::{dhcp6, ipv6};
 pub use parsers::{dhcp, dns, headers, hostfwd, stream_deframer};
+pub use reassembly::reassembly;
 
 /// A target.
 pub type Target = fn(&[u8]);
@@ -25,4 +27,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("headers", headers),
     ("ipv6", ipv6),
     ("dhcp6", dhcp6),
+    ("reassembly", reassembly),
 ];

@@ -50,8 +50,7 @@ fn dhcp(mac: MacAddr, kind: u8, wanted: Ipv4Addr) -> Vec<u8> {
     message.extend(wanted.octets());
     message.push(255);
     let ip = IpHeader::new(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into(), PROTOCOL_UDP);
-    let mut frame =
-        Headers::udp(MacAddr::BROADCAST, mac, &ip, (68, 67), message.len(), u16::MAX).to_vec();
+    let mut frame = Headers::udp(MacAddr::BROADCAST, mac, &ip, (68, 67), message.len(), u16::MAX).to_vec();
     frame.extend(message);
     frame
 }

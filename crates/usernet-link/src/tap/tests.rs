@@ -288,6 +288,7 @@ fn udp_super_frames_arrive(link: &mut Link) {
     let offload = Offload {
         checksum: Checksum::Partial { start: 34, offset: 6 },
         segmentation: Some(Segmentation { kind: SegmentKind::Udp, size: 1400, header_len: 42 }),
+        fragmentation: None,
     };
     let frame = [&header[..], &payload].concat();
     let parts = [&frame[..30], &frame[30..2000], &frame[2000..]].map(IoSlice::new);
@@ -340,7 +341,10 @@ fn what_the_kernel_refuses_is_dropped_until_the_device_is_gone() {
     }
     let mut tap = Tap::new();
     tap.send(&[0; 13], Offload::default());
-    tap.send(&[0; 60], Offload { checksum: Checksum::Partial { start: 59, offset: 9 }, ..Offload::default() });
+    tap.send(
+        &[0; 60],
+        Offload { checksum: Checksum::Partial { start: 59, offset: 9 }, ..Offload::default() },
+    );
     let segmentation = Segmentation { kind: SegmentKind::Udp, size: 100, header_len: 200 };
     tap.send(&[0; 300], Offload { segmentation: Some(segmentation), ..Offload::default() });
     assert_eq!(tap.link.tx.dropped(), 3);

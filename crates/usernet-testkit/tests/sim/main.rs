@@ -8,6 +8,7 @@ mod datagrams;
 mod drops;
 mod errors;
 mod forward;
+mod fragments;
 mod ipv6;
 mod limits;
 mod loss;
