@@ -387,7 +387,12 @@ impl World {
                 self.net.udp_failed(flow, usernet_core::drops::DropReason::HostExhausted);
             }
             (6, Some(flow)) => {
-                self.net.ping_failed(flow, from.ip(), &header, usernet_core::drops::DropReason::HostExhausted);
+                self.net.ping_failed(
+                    flow,
+                    from.ip(),
+                    &header,
+                    usernet_core::drops::DropReason::HostExhausted,
+                );
             }
             _ => {}
         }

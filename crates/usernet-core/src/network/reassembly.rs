@@ -11,6 +11,10 @@
 //! the packet is refused as a whole, and its place is kept so that those that follow are refused too (RFC
 //! 5722). One that says again what has come, as when a link duplicates frames, changes nothing.
 //!
+//! Whoever sends fragments lets the packet be cut again. IPv4 says so by a bit that is not set; IPv6 has none,
+//! so there the packet keeps a fragment header, which makes it an atomic fragment (RFC 6946) and the longest
+//! eight bytes shorter than it could be.
+//!
 //! A worker puts together what comes by its own queues. A guest's kernel sends all fragments of a packet by
 //! one, as only the first of them has ports that queues could be told apart by.
 
@@ -18,8 +22,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
-
-use smoltcp::wire::Ipv4Packet;
 
 use super::{Network, Packet, Timer, Verdict};
 use crate::drops::DropReason;
@@ -30,7 +32,8 @@ use crate::wheel::TimerId;
 use crate::wire::{
     ETHERNET_HEADER_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_HEADER_LEN, Fragment,
     ICMP_HEADER_LEN, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IcmpError, IpHeader, Ipv6Error, MacAddr,
-    PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, TCP_HEADER_LEN, UDP_HEADER_LEN,
+    PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV6_FRAGMENT, PROTOCOL_TCP, PROTOCOL_UDP, TCP_HEADER_LEN,
+    UDP_HEADER_LEN,
 };
 
 /// RFC 8200 §4.5 has 60 seconds, RFC 1122 §3.3.2 no less. The bound on packets makes room sooner.
@@ -82,7 +85,7 @@ struct Key {
 /// The fragments of a packet that have come.
 #[derive(Debug)]
 struct Pieces {
-    /// Room for the headers, then the data as far as they have come, with zeros in the gaps.
+    /// Zeros for the headers, then the data as far as they have come, with zeros in the gaps.
     frame: Vec<u8>,
     headers_len: usize,
     /// Which units of the data have come.
@@ -219,7 +222,7 @@ fn parse<'a>(packet: &Packet<'a>) -> Option<(Fragment, Packet<'a>)> {
 /// What is wrong with a fragment by itself, as a parameter problem's code and pointer.
 fn fault(fragment: &Fragment, piece: &Packet<'_>) -> Option<(u8, usize)> {
     let headers_len = piece.transport.start - piece.ip_at;
-    let uncounted = if piece.ip.src.is_ipv4() { 0 } else { IPV6_HEADER_LEN + FRAGMENT_HEADER_LEN };
+    let uncounted = if piece.ip.src.is_ipv4() { 0 } else { IPV6_HEADER_LEN };
     if fragment.more && !piece.transport.len().is_multiple_of(UNIT) {
         Some((ERRONEOUS_FIELD, PAYLOAD_LENGTH_AT))
     } else if headers_len - uncounted + fragment.offset + piece.transport.len() > MAX_LEN {
@@ -259,7 +262,7 @@ fn has_transport(piece: &Packet<'_>) -> bool {
 impl Pieces {
     /// With nothing yet.
     fn new(ip: &IpHeader) -> Self {
-        let ip_len = if ip.src.is_ipv4() { IPV4_HEADER_LEN } else { IPV6_HEADER_LEN };
+        let ip_len = if ip.src.is_ipv4() { IPV4_HEADER_LEN } else { IPV6_HEADER_LEN + FRAGMENT_HEADER_LEN };
         let headers_len = ETHERNET_HEADER_LEN + ip_len;
         // Pages that no fragment ever reaches cost nothing.
         let mut frame = Vec::with_capacity(headers_len + MAX_LEN);
@@ -313,20 +316,19 @@ impl Pieces {
     fn assemble(mut self, gateway: MacAddr) -> Option<Vec<u8>> {
         let First { mac, ip, .. } = self.first?;
         let ce = if self.congested && ip.tos & CE != 0 { CE } else { 0 };
-        let ip = IpHeader { tos: ip.tos | ce, ..ip };
-        let ipv4 = ip.src.is_ipv4();
-        let ethertype = if ipv4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
-        let (header, _) = self.frame.split_at_mut_checked(self.headers_len)?;
+        let ip = IpHeader { tos: ip.tos | ce, dont_fragment: false, ..ip };
+        let ethertype = if ip.src.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+        let (header, data) = self.frame.split_at_mut_checked(self.headers_len)?;
         let (ethernet, header) = header.split_at_mut_checked(ETHERNET_HEADER_LEN)?;
         ethernet.copy_from_slice(&EthernetHeader { dst: gateway, src: mac, ethertype }.to_bytes());
-        if ipv4 {
-            ip.emit_v4(header, self.received);
-            let mut header = Ipv4Packet::new_unchecked(header);
-            header.set_dont_frag(false);
-            header.fill_checksum();
+        if ip.src.is_ipv4() {
+            ip.emit_v4(header, data.len());
         } else {
-            let ip = IpHeader { ttl: ip.ttl.min(MAX_HOP_LIMIT), ..ip };
-            ip.emit_v6(header, self.received);
+            let (header, extension) = header.split_at_mut_checked(IPV6_HEADER_LEN)?;
+            *extension.first_mut()? = ip.protocol;
+            let ttl = ip.ttl.min(MAX_HOP_LIMIT);
+            let ip = IpHeader { protocol: PROTOCOL_IPV6_FRAGMENT, ttl, ..ip };
+            ip.emit_v6(header, FRAGMENT_HEADER_LEN + data.len());
         }
         Some(self.frame)
     }

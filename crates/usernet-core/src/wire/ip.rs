@@ -35,7 +35,7 @@ pub struct IpHeader {
     pub tos: u8,
     /// Whether the packet is a fragment.
     pub fragment: bool,
-    /// Whether nobody on the way may cut it: IPv4's "don't fragment"; of IPv6, always.
+    /// Whether nobody on the way may cut it: IPv4's "don't fragment"; of IPv6, unless its sender has.
     pub dont_fragment: bool,
 }
 

@@ -110,6 +110,8 @@ impl IpHeader {
             let extension = extension(self.protocol, bytes, at, total_len)?;
             match (self.protocol, extension) {
                 (PROTOCOL_IPV6_FRAGMENT, [_, _, hi, lo, ..]) => {
+                    // Who sends fragments lets a packet be cut.
+                    self.dont_fragment = false;
                     // The offset in the high 13 bits, "more fragments" in the lowest.
                     if u16::from_be_bytes([*hi, *lo]) & 0xfff9 != 0 {
                         self.fragment = true;
