@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use usernet_core::datagrams::Datagrams;
+use usernet_core::datagrams::{Datagrams, Origin};
 use usernet_core::dhcp6;
 use usernet_core::host::{HostEvent, PeekEnd};
 use usernet_core::network::{Config, Limits, Network, Output, TcpOp, Verdict};
@@ -172,11 +172,12 @@ impl Relay {
     /// The core does not deliver it.
     pub fn host_sends_datagram(&mut self) {
         let flow = self.udp.expect("the flow is there");
-        let host = match self.family {
+        let from = match self.family {
             Family::V4 => SocketAddr::from(([127, 0, 0, 1], PORTS.1)),
             Family::V6 => SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], PORTS.1)),
         };
-        let delivered = self.network.udp_from_host(flow, host, Datagrams::one(DATAGRAM), self.now);
+        let origin = Origin { from, to: None, tos: 0 };
+        let delivered = self.network.udp_from_host(flow, &origin, Datagrams::one(DATAGRAM), self.now);
         delivered.expect("the datagram is delivered");
         self.frames += 1;
         self.drain();
@@ -265,7 +266,7 @@ impl Relay {
 
     fn ip(&self, protocol: u8) -> IpHeader {
         let (src, dst) = (self.family.guest(), self.family.gateway());
-        IpHeader { src, dst, protocol, ttl: 64, tos: 0, fragment: false }
+        IpHeader::new(src, dst, protocol)
     }
 
     /// Where the IP header of a frame ends.

@@ -39,8 +39,7 @@ use crate::wheel::TimerWheel;
 use crate::wire::{
     Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, Headers,
     IPV6_MORE, IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP,
-    PROTOCOL_UDP,
-    TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
+    PROTOCOL_UDP, TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
 };
 use config::{Place, gateway_mac};
 use ipv6::Arrived;
