@@ -16,7 +16,7 @@ const GATEWAY6: &str = "fd00::2";
 
 /// The addresses in the lines that begin with the number of a hop.
 fn hops(outcome: &Outcome) -> Vec<String> {
-    let lines = outcome.ok().lines().map(|line| line.trim_start().split_whitespace().collect::<Vec<_>>());
+    let lines = outcome.ok().lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let mut hops: Vec<String> = lines
         .filter(|words| words.len() > 1 && words[0].trim_end_matches([':', '?']).parse::<u8>().is_ok())
         .map(|words| words[1].to_owned())
