@@ -25,7 +25,7 @@ const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 1, 2, 3]);
 
 fn ip_header() -> IpHeader {
     let [src, dst] = [[10, 0, 2, 15], [10, 0, 2, 2]].map(|octets| IpAddr::V4(octets.into()));
-    IpHeader { src, dst, protocol: PROTOCOL_TCP, ttl: 64, tos: 0, fragment: false }
+    IpHeader::new(src, dst, PROTOCOL_TCP)
 }
 
 fn tcp_header() -> TcpHeader {

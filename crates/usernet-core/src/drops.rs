@@ -93,7 +93,7 @@ drop_reasons! {
     UdpSegmentation => "udp-segmentation",
     /// A datagram that the host's socket refused.
     UdpSend => "udp-send",
-    /// A datagram from a host peer that the guest never sent to (RFC 4787 REQ-8).
+    /// A datagram from a host peer that the guest never sent to, or an error about one (RFC 4787 REQ-8).
     UdpFiltered => "udp-filtered",
     /// A malformed ICMP header, or a type that the network does not carry.
     Icmp => "icmp",
