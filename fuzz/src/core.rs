@@ -7,7 +7,9 @@ use std::time::Duration;
 use arbitrary::{Result, Unstructured};
 use usernet_core::datagrams::{Datagrams, Origin};
 use usernet_core::host::{HostError, HostEvent, PeekEnd};
-use usernet_core::network::{Config, DnsQuery, Limits, MAX_DATAGRAMS, Network, Output, TcpOp, Verdict};
+use usernet_core::network::{
+    Config, DnsQuery, Limits, MAX_DATAGRAMS, MulticastService, Network, Output, TcpOp, Verdict,
+};
 use usernet_core::port::PortId;
 use usernet_core::table::{Endpoint, FlowId, FlowKind};
 use usernet_core::tcp::SeqNumber;
@@ -68,7 +70,7 @@ impl World {
             ..Limits::default()
         };
         let mut world = Self {
-            net: Network::new(Config { limits, ..Config::default() }),
+            net: Network::new(Config { limits, multicast: MulticastService::ALL.to_vec(), ..Config::default() }),
             now: Instant::from_micros(5_000_000),
             ports: [PortId(0), PortId(1)],
             next_port: 2,
@@ -426,6 +428,7 @@ impl World {
                 }
                 Output::Headers { port, headers } => self.sent(port, &headers, 0),
                 Output::Tcp { flow, op } => self.op(flow, op),
+                Output::Multicast { flow, .. } => self.datagram_flows.push(flow),
                 Output::Close(flow) => self.datagram_flows.retain(|other| *other != flow),
                 Output::LeasesChanged | Output::MacConflict { .. } => {}
                 Output::Rehome { .. } | Output::Found(_) => panic!("there is one worker"),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use arbitrary::Unstructured;
-use usernet_core::network::{Config, Network, Output, Verdict};
+use usernet_core::network::{Config, MulticastService, Network, Output, Verdict};
 use usernet_core::port::PortId;
 use usernet_core::time::Instant;
 use usernet_core::wire::{
@@ -23,7 +23,11 @@ fn mac(guest: u8) -> MacAddr {
 /// Packets of two guests, each behind a byte that says who sends it to which kind of MAC address and
 /// whether time passes, and one that says how long it is (255: all that is left).
 pub fn ipv6(data: &[u8]) {
-    let mut net = Network::new(Config { net6: Some(dhcp6::Config::default()), ..Config::default() });
+    let mut net = Network::new(Config {
+        net6: Some(dhcp6::Config::default()),
+        multicast: MulticastService::ALL.to_vec(),
+        ..Config::default()
+    });
     let mut now = Instant::from_micros(1_000_000);
     for port in 0..2 {
         net.add_port(PortId(port));

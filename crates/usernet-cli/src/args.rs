@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Id, Parser, Subcommand};
-use usernet::{Config, ForwardRule, IPV6_MIN_MTU, Net6};
+use usernet::{Config, ForwardRule, IPV6_MIN_MTU, MulticastService, Net6};
 
 use crate::Usage;
 use crate::listen::Endpoint;
@@ -218,6 +218,27 @@ pub(crate) struct NetworkArgs {
     /// Keep guests off the host's own addresses, its loopback among them
     #[arg(long)]
     pub(crate) no_host_loopback: bool,
+    /// Let guests reach the host's link-local range, 169.254.0.0/16
+    ///
+    /// It is closed otherwise: there, clouds tell a machine its secrets. With it come the other addresses
+    /// that are known to do so: 100.100.100.200, 168.63.129.16, fd00:ec2::254, fd20:ce::254 and
+    /// fd00:c1::a9fe:a9fe. fe80::/10 is a guest's own link and never leads to the host's.
+    #[arg(long)]
+    pub(crate) host_link_local: bool,
+    /// Keep guests to themselves, as QEMU's restrict=on
+    ///
+    /// Nothing passes but DHCP, ping to the gateway and the DNS server, what comes in by --hostfwd, and
+    /// frames between guests; DNS does not. All else is refused at once, and counted as `policy`. Guests are
+    /// told of no router and no DNS server, and every peer of a forward appears to them as the gateway.
+    #[arg(long)]
+    pub(crate) restrict: bool,
+    /// Let guests ask the host's network for a service by multicast: mdns or ssdp; repeatable
+    ///
+    /// Their questions go out to the group as if the host had asked, and who answers within 10 seconds is let
+    /// in. What guests announce stays inside, and so does whatever else they send to a group: it goes to
+    /// other guests and no farther.
+    #[arg(long, value_name = "SERVICE", value_parser = parse_service, conflicts_with = "restrict")]
+    pub(crate) multicast: Vec<MulticastService>,
     /// Write every frame to this file, as pcapng
     #[arg(long, value_name = "FILE")]
     pub(crate) pcap: Option<PathBuf>,
@@ -308,6 +329,9 @@ impl NetworkArgs {
             dns_search: self.dns_search.clone(),
             mtu: self.mtu.unwrap_or(config.mtu),
             host_loopback: !self.no_host_loopback,
+            host_link_local: self.host_link_local,
+            restrict: self.restrict,
+            multicast: self.multicast.clone(),
             forwards: self.hostfwd.clone(),
             pcap: self.pcap.clone(),
             workers: self.workers,
@@ -434,6 +458,10 @@ fn parse_ipv6(text: &str) -> Result<Ipv6Addr, &'static str> {
     })
 }
 
+fn parse_service(text: &str) -> Result<MulticastService, &'static str> {
+    MulticastService::ALL.into_iter().find(|it| it.name() == text).ok_or("a service is mdns or ssdp")
+}
+
 fn parse_upstream(text: &str) -> Result<SocketAddr, &'static str> {
     let with_port = text.parse().ok();
     let without = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
@@ -487,7 +515,7 @@ mod tests {
         let config = config(
             "--net 192.168.7.0/24 --dns 192.168.7.53 --dns-upstream 127.0.0.1:5353 --dns-upstream ::1 \
              --hostname box --domain lab.example --dns-search a.example --dns-search b.example --mtu 9000 \
-             --no-host-loopback --hostfwd tcp:127.1:0x50-:80 --hostfwd udp::53-:53 --pcap /tmp/a.pcapng --workers 3",
+             --no-host-loopback --host-link-local --multicast mdns --multicast ssdp --hostfwd tcp:127.1:0x50-:80 --hostfwd udp::53-:53 --pcap /tmp/a.pcapng --workers 3",
         )
         .unwrap();
         let expected = Config {
@@ -498,6 +526,8 @@ mod tests {
             dns_search: vec!["a.example".into(), "b.example".into()],
             mtu: 9000,
             host_loopback: false,
+            host_link_local: true,
+            multicast: MulticastService::ALL.to_vec(),
             forwards: vec!["tcp:127.0.0.1:80-:80".parse().unwrap(), "udp::53-:53".parse().unwrap()],
             pcap: Some("/tmp/a.pcapng".into()),
             workers: NonZeroU16::new(3),
@@ -516,6 +546,11 @@ mod tests {
     }
 
     #[test]
+    fn a_network_may_be_restricted() {
+        assert_eq!(config("--restrict"), Ok(Config { restrict: true, ..Config::default() }));
+    }
+
+    #[test]
     fn a_network_may_have_a_mask() {
         assert_eq!(config("--net 10.9.0.0/255.255.0.0").unwrap().prefix_len, 16);
         assert!(config("--net 10.9.0.0/255.0.255.0").unwrap_err().contains("such as 10.0.2.0/24"));
@@ -530,6 +565,8 @@ mod tests {
             ("--net 10.0.2.0/33", "such as 10.0.2.0/24"),
             ("--hostfwd tcp::80", "such as tcp:127.0.0.1:10022-:22"),
             ("--hostfwd tcp::80-:0", "a number from 1 to 65535"),
+            ("--multicast dlna", "a service is mdns or ssdp"),
+            ("--restrict --multicast mdns", "cannot be used with"),
             ("--dns-upstream one.one", "such as 9.9.9.9"),
             ("--listen /tmp/sock", "unix:PATH"),
             ("--listn unix:/tmp/sock", "--listen"),

@@ -179,7 +179,7 @@ fn configure(interface: &str, mac: [u8; 6], lease: &GuestConfig) -> io::Result<(
 
 fn place<A: Into<IpAddr>>(netlink: &Netlink, interface: u32, at: GuestAddress<A>) -> io::Result<()> {
     netlink.add_address(interface, at.address.into(), at.prefix_len)?;
-    netlink.add_default_route(at.gateway.into())
+    at.gateway.map_or(Ok(()), |gateway| netlink.add_default_route(gateway.into()))
 }
 
 /// Keeps the kernel from making the interface addresses and routes beside those of the lease, and from

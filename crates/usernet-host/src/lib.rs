@@ -34,5 +34,5 @@ mod sys;
 pub mod tcp;
 pub mod udp;
 
-pub use addresses::addresses;
+pub use addresses::{addresses, outward_interface_v6};
 pub use datagram::{Envelope, Icmp, QueuedError, Received};

@@ -482,6 +482,9 @@ impl<G: Guest> Sim<G> {
                 }
                 Output::Headers { port, headers } => self.give(port, finish(&headers, &[])),
                 Output::Tcp { flow, op } => self.tcp_op(flow, op),
+                Output::Multicast { to, payload, .. } => {
+                    self.datagrams.push((UdpVia::Own { guest_port: 0 }, to, payload));
+                }
                 Output::Close(flow) => {
                     self.closed.push(flow);
                     self.replies.retain(|reply| reply.flow != flow);

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
-use crate::{ForwardRule, IPV6_MIN_MTU, Net6};
+use crate::{ForwardRule, IPV6_MIN_MTU, MulticastService, Net6};
 
 /// The configuration of a network. The default is QEMU's: 10.0.2.0/24, gateway .2, DNS .3, DHCP from
 /// .15 on; and fd00::/64 beside it.
@@ -39,6 +39,19 @@ pub struct Config {
     /// Whether guests may reach the host's own loopback through the gateway's address, and the
     /// host's own addresses at all.
     pub host_loopback: bool,
+    /// Whether guests may reach the link-local range of the host's network, 169.254.0.0/16, and where else
+    /// clouds tell a machine its secrets (100.100.100.200, 168.63.129.16, fd00:ec2::254, fd20:ce::254 and
+    /// fd00:c1::a9fe:a9fe). IPv6's own range, fe80::/10, is a guest's own link and never leads to the
+    /// host's.
+    pub host_link_local: bool,
+    /// Whether guests are kept to themselves, QEMU's `restrict=on`: nothing passes but ARP, neighbour
+    /// discovery, DHCP, ping to the gateway and the DNS server, what came in by a forward, and frames
+    /// between guests. DHCP and router advertisements name no router and no DNS server. As a guest has no
+    /// way to anybody else, every peer of a forward appears as the gateway.
+    pub restrict: bool,
+    /// What guests may ask the host's network for by multicast; without `restrict` only. Whatever else
+    /// they send to a group goes to other guests and no farther.
+    pub multicast: Vec<MulticastService>,
     /// Host ports that are forwarded to guests from the start.
     pub forwards: Vec<ForwardRule>,
     /// A file to write every frame to, as pcapng.
@@ -88,6 +101,9 @@ impl Config {
             dns_search: Vec::new(),
             mtu: 1500,
             host_loopback: true,
+            host_link_local: false,
+            restrict: false,
+            multicast: Vec::new(),
             forwards: Vec::new(),
             pcap: None,
             workers: None,
@@ -113,6 +129,9 @@ impl Config {
         }
         check(self.ipv4 || self.net6.is_some(), || {
             "a network without IPv4 and IPv6 carries nothing: leave one of them on".to_owned()
+        })?;
+        check(!self.restrict || self.multicast.is_empty(), || {
+            "guests of a restricted network ask nobody by multicast: leave one of the two out".to_owned()
         })?;
         for upstream in &self.dns_upstreams {
             check(upstream.port() != 0 && !upstream.ip().is_unspecified(), || {
@@ -316,6 +335,9 @@ mod tests {
         refused("is no name", |c| c.dns_search = vec!["a".repeat(64)]);
         refused("is no name", |c| c.dns_search = vec![["a".repeat(50).as_str(); 6].join(".")]);
         refused("room for 255", |c| c.dns_search = (0..30).map(|n| format!("n{n}.example")).collect());
+        refused("leave one of the two out", |c| {
+            (c.restrict, c.multicast) = (true, vec![MulticastService::Mdns]);
+        });
         refused("9.9.9.9:0", |c| c.dns_upstreams = vec!["9.9.9.9:0".parse().unwrap()]);
         refused("0.0.0.0:53", |c| c.dns_upstreams = vec!["0.0.0.0:53".parse().unwrap()]);
         refused("10.0.2.2", |c| c.forwards = vec!["tcp::1-10.0.2.2:1".parse().unwrap()]);

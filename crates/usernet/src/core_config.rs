@@ -23,6 +23,9 @@ pub(crate) fn core_config(config: &Config, descriptors: u64) -> Result<core::Con
         mtu: config.mtu,
         host_loopback: config.host_loopback,
         host_addrs: if config.host_loopback { Vec::new() } else { host_addresses()? },
+        host_link_local: config.host_link_local,
+        restrict: config.restrict,
+        multicast: config.multicast.clone(),
         dhcp: dhcp::Config {
             net: config.net,
             prefix_len: config.prefix_len,
@@ -30,6 +33,7 @@ pub(crate) fn core_config(config: &Config, descriptors: u64) -> Result<core::Con
             dns: config.dns,
             start: config.dhcp_start,
             mtu: config.mtu,
+            restricted: config.restrict,
             hostname: config.hostname.clone(),
             domain: config.domain.clone(),
             search: config.dns_search.clone(),
@@ -42,6 +46,7 @@ pub(crate) fn core_config(config: &Config, descriptors: u64) -> Result<core::Con
             gateway: net.gateway,
             dns: net.dns,
             start: net.dhcp_start,
+            restricted: config.restrict,
             hostname: config.hostname.clone(),
             search: config.dns_search.iter().chain(&config.domain).cloned().collect(),
             ..dhcp6::Config::default()
@@ -52,18 +57,20 @@ pub(crate) fn core_config(config: &Config, descriptors: u64) -> Result<core::Con
 }
 
 pub(crate) fn guest_config(config: &Config, (v4, v6): (Option<Ipv4Addr>, Option<Ipv6Addr>)) -> GuestConfig {
-    let Config { prefix_len, gateway, .. } = *config;
+    let Config { prefix_len, gateway, restrict, .. } = *config;
     let net6 = config.net6.as_ref();
+    let gateway = (!restrict).then_some(gateway);
     let dns = config.ipv4.then_some(config.dns.into());
+    let dns = dns.into_iter().chain(net6.map(|net6| net6.dns.into()));
     let search = config.dns_search.iter().chain(config.domain.as_ref());
     GuestConfig {
         ipv4: v4.map(|address| GuestAddress { address, prefix_len, gateway }),
         ipv6: v6.zip(net6).map(|(address, &Net6 { prefix_len, gateway, .. })| GuestAddress {
             address,
             prefix_len,
-            gateway,
+            gateway: (!restrict).then_some(gateway),
         }),
-        dns: dns.into_iter().chain(net6.map(|net6| net6.dns.into())).collect(),
+        dns: dns.filter(|_| !restrict).collect(),
         mtu: config.mtu,
         search: search.cloned().collect(),
     }

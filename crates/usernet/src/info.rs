@@ -105,7 +105,7 @@ pub struct GuestConfig {
     pub ipv4: Option<GuestAddress<Ipv4Addr>>,
     /// Its place on the IPv6 network; none where that is off.
     pub ipv6: Option<GuestAddress<Ipv6Addr>>,
-    /// The DNS servers, one of each kind of IP that is on.
+    /// The DNS servers, one of each kind of IP that is on; none on a restricted network.
     pub dns: Vec<IpAddr>,
     /// The MTU in bytes.
     pub mtu: u16,
@@ -120,6 +120,6 @@ pub struct GuestAddress<A> {
     pub address: A,
     /// The length of the network's prefix in bits.
     pub prefix_len: u8,
-    /// The gateway, an address of the same network.
-    pub gateway: A,
+    /// The gateway, an address of the same network; none on a restricted one, where it leads nowhere.
+    pub gateway: Option<A>,
 }

@@ -57,4 +57,5 @@ pub use handle::Handle;
 pub use info::{DropInfo, FlowInfo, ForwardInfo, GuestAddress, GuestConfig, LeaseInfo, PortInfo};
 pub use net6::{IPV6_MIN_MTU, Net6};
 pub use network::Network;
+pub use usernet_core::network::MulticastService;
 pub use usernet_link as link;

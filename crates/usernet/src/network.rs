@@ -37,7 +37,9 @@ impl Network {
         config.validate()?;
         let config = Arc::new(config);
         let descriptors = usernet_host::limits::raise_descriptor_limit();
-        if let Err(forbidden) = usernet_host::ping::ping_allowed() {
+        if !config.restrict
+            && let Err(forbidden) = usernet_host::ping::ping_allowed()
+        {
             tracing::warn!("{forbidden}");
         }
         let listeners: Vec<(ForwardRule, Listener)> = config

@@ -170,6 +170,18 @@ pub enum Output {
         /// What.
         op: TcpOp,
     },
+    /// Send a datagram to a group of the host's network, by the UDP flow's own socket, whose port is any
+    /// but the guest's.
+    Multicast {
+        /// The flow. Its socket is opened with the first datagram.
+        flow: FlowId,
+        /// The group and its port.
+        to: SocketAddr,
+        /// How.
+        delivery: Delivery,
+        /// The datagram.
+        payload: Vec<u8>,
+    },
     /// Close the socket of a UDP or ping flow, which is no more.
     Close(FlowId),
     /// Hand the host end of a TCP flow over to another worker, which has its guest, as a connection that

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::MulticastService;
 use crate::wire::{MacAddr, link_local};
 use crate::{dhcp, dhcp6};
 
@@ -27,6 +28,14 @@ pub struct Config {
     pub host_loopback: bool,
     /// The host's own addresses; they matter only without `host_loopback`.
     pub host_addrs: Vec<IpAddr>,
+    /// Whether guests reach the link-local range of the host's network (169.254.0.0/16), and where else
+    /// clouds tell a machine about itself.
+    pub host_link_local: bool,
+    /// Whether nothing passes but what the network answers itself, without DNS, and what came in by a
+    /// forward; QEMU's `restrict=on`. The DHCP servers are told in their own configurations.
+    pub restrict: bool,
+    /// What guests may ask the host's network for by multicast.
+    pub multicast: Vec<MulticastService>,
     /// The DHCP server.
     pub dhcp: dhcp::Config,
     /// Bounds.
@@ -48,6 +57,9 @@ impl Default for Config {
             mtu: dhcp.mtu,
             host_loopback: true,
             host_addrs: Vec::new(),
+            host_link_local: false,
+            restrict: false,
+            multicast: Vec::new(),
             dhcp,
             limits: Limits::default(),
             seed: [0; 16],
@@ -130,7 +142,8 @@ pub(super) enum Place {
     /// 0.0.0.0/8, 127.0.0.0/8, `::` and `::1`, which a host takes for itself, 240.0.0.0/4, whatever IPv6
     /// address holds one of these, and all that are IPv4-mapped or IPv4-compatible.
     Forbidden,
-    /// An address of the host's own, while those are closed to guests.
+    /// Closed to guests: the host's own addresses, its link-local range, or with `restrict` all that a
+    /// guest could begin to speak to.
     Closed,
     /// The world.
     Outside,
@@ -196,7 +209,7 @@ impl Config {
             return self.host_place();
         }
         if addr == self.dns {
-            return Place::Dns;
+            return self.dns_place();
         }
         let broadcast = self.net.to_bits() | !self.mask();
         if addr.is_broadcast() || addr.is_multicast() || addr.to_bits() == broadcast {
@@ -218,7 +231,7 @@ impl Config {
                 return self.host_place();
             }
             if addr == net.dns {
-                return Place::Dns;
+                return self.dns_place();
             }
             // Only the router itself is at home there.
             if addr == self.link_local() {
@@ -240,11 +253,42 @@ impl Config {
 
     /// What the gateway's address is good for.
     fn host_place(&self) -> Place {
-        if self.host_loopback { Place::Gateway } else { Place::Closed }
+        if self.host_loopback && !self.restrict { Place::Gateway } else { Place::Closed }
+    }
+
+    fn dns_place(&self) -> Place {
+        if self.restrict { Place::Closed } else { Place::Dns }
     }
 
     fn outside(&self, addr: IpAddr) -> Place {
-        if !self.host_loopback && self.host_addrs.contains(&addr) { Place::Closed } else { Place::Outside }
+        let closed = self.restrict
+            || !self.host_link_local && is_metadata(addr)
+            || !self.host_loopback && self.host_addrs.contains(&addr);
+        if closed { Place::Closed } else { Place::Outside }
+    }
+
+    /// Whether a host of the host's network that a guest asked by multicast may answer from `addr`.
+    pub(super) fn may_answer(&self, addr: IpAddr) -> bool {
+        let on_link = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
+        (if on_link { self.outside(addr) } else { self.place(addr) }) == Place::Outside
+    }
+}
+
+/// Where clouds answer a machine with its keys, beside 169.254.169.254: Alibaba Cloud and Azure; over IPv6
+/// Amazon EC2, Google Cloud and Oracle Cloud.
+const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
+const METADATA_V6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+];
+
+/// Whether `addr` is in the host's link-local range or one of [`METADATA_V4`] and [`METADATA_V6`]. Of IPv6,
+/// fe80::/10 is a guest's own link and never gets here.
+fn is_metadata(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(addr) => addr.is_link_local() || METADATA_V4.contains(&addr),
+        IpAddr::V6(addr) => METADATA_V6.contains(&addr),
     }
 }
 
@@ -309,6 +353,21 @@ mod tests {
         ] {
             assert_eq!(place(&config, addr), expected, "{addr}");
         }
+        for metadata in ["169.254.169.254", "169.254.0.1", "100.100.100.200", "168.63.129.16"] {
+            for form in ["", "::ffff:", "::ffff:0:", "64:ff9b::"] {
+                assert_eq!(place(&config, &format!("{form}{metadata}")), Place::Closed, "{form}{metadata}");
+            }
+        }
+        assert_eq!(place(&config, "2002:a9fe:a9fe::1"), Place::Closed);
+        config.host_link_local = true;
+        for (addr, expected) in [
+            ("169.254.169.254", Place::Outside),
+            ("64:ff9b::169.254.169.254", Place::Outside),
+            ("::ffff:169.254.169.254", Place::Forbidden),
+            ("100.100.100.200", Place::Outside),
+        ] {
+            assert_eq!(place(&config, addr), expected, "{addr}");
+        }
         config.host_loopback = false;
         assert_eq!(place(&config, "10.0.2.2"), Place::Closed);
         assert_eq!(place(&config, "192.0.2.2"), Place::Closed);
@@ -345,6 +404,10 @@ mod tests {
             ("fd01::2", Place::Outside),
             ("2001:db8::7", Place::Outside),
             ("2606:4700:4700::1111", Place::Outside),
+            ("fd00:ec2::254", Place::Closed),
+            ("fd20:ce::254", Place::Closed),
+            ("fd00:c1::a9fe:a9fe", Place::Closed),
+            ("fd00:ec2::253", Place::Outside),
         ] {
             assert_eq!(place(&config, addr), expected, "{addr}");
         }
@@ -355,5 +418,24 @@ mod tests {
         assert_eq!(place(&config, "2606:4700:4700::1111"), Place::Outside);
         config.net6 = None;
         assert_eq!(place(&config, "fd00::2"), Place::Outside);
+    }
+
+    #[test]
+    fn a_restricted_network_is_closed_but_for_guests_to_each_other() {
+        let config = Config { net6: Some(dhcp6::Config::default()), restrict: true, ..Config::default() };
+        for (addrs, expected) in [
+            (
+                &["10.0.2.2", "10.0.2.3", "192.0.2.1", "169.254.169.254", "fd00::2", "fd00::3"][..],
+                Place::Closed,
+            ),
+            (&["2001:db8::1", "64:ff9b::101:101", "2002:101:101::1", "::ffff:1.1.1.1"], Place::Closed),
+            (&["10.0.2.15", "fd00::15", "fe80::1"], Place::Inside),
+            (&["255.255.255.255", "ff02::1"], Place::Group),
+            (&["127.0.0.1", "::1", "0.0.0.0"], Place::Forbidden),
+        ] {
+            for addr in addrs {
+                assert_eq!(config.place(addr.parse().unwrap()), expected, "{addr}");
+            }
+        }
     }
 }

@@ -83,11 +83,14 @@ impl Network {
         }
         let place = self.config.place(ip.dst);
         let for_us = place == Place::Group || self.config.is_ours(ip.dst);
-        if for_us && ip.protocol == PROTOCOL_UDP && udp::dst_port(packet) == Some(DHCPV6_SERVER) {
+        if for_us
+            && ip.protocol == PROTOCOL_UDP
+            && udp::ports(packet).is_some_and(|(_, dst)| dst == DHCPV6_SERVER)
+        {
             return self.handle_dhcp6(packet, frame, now);
         }
         if place == Place::Group || !ours {
-            return self.flood(packet.port, DropReason::Multicast);
+            return self.handle_group(packet, frame, now);
         }
         if ip.fragment {
             return self.handle_fragment(packet, frame, now);

@@ -8,6 +8,7 @@
 mod action;
 mod config;
 mod dhcp;
+mod group;
 mod ipv6;
 mod ndp;
 mod ping;
@@ -25,6 +26,7 @@ use std::ops::Range;
 
 pub use action::{Delivery, DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
 pub use config::{Config, Limits};
+pub use group::MulticastService;
 pub use ping::PingFlow;
 pub use tcp::TcpEntry;
 pub use udp::{MAX_DATAGRAMS, UdpFlow, UdpKind};
@@ -455,7 +457,7 @@ impl Network {
         }
         let place = self.config.place(packet.ip.dst);
         if place == Place::Group || !ours {
-            return self.flood(packet.port, DropReason::Multicast);
+            return self.handle_group(packet, frame, now);
         }
         if fragment {
             return self.handle_fragment(packet, frame, now);
@@ -603,11 +605,13 @@ impl Network {
     }
 
     /// How `guest` sees a host's address: loopback is the gateway of its own kind of IP, and so is what
-    /// it could not name: addresses of the other kind, and link-local ones of the host's links.
+    /// it could not name: addresses of the other kind, and link-local ones of the host's links. With
+    /// `restrict` all are: a guest that is told of no router has a way to its own network only.
     fn guest_view(&self, addr: IpAddr, guest: IpAddr) -> IpAddr {
         let addr = addr.to_canonical();
         let on_link = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
-        let named = addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link;
+        let named =
+            addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link && !self.config.restrict;
         if named { addr } else { self.config.gateway_of(guest) }
     }
 

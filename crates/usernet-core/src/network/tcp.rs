@@ -16,8 +16,8 @@ use crate::wire::{
     PROTOCOL_TCP, TCP_HEADER_LEN, TcpFlags, TcpHeader,
 };
 
-/// Where source ports for forwarded connections are taken from when the peer's own is in use.
-const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
+/// Where the ports of peers of forwards are taken from when the peer's own is in use.
+pub(super) const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
 
 /// A TCP flow and where it leads.
 #[derive(Debug)]

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::config::Place;
-use super::{Delivery, DnsQuery, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
+use super::tcp::EPHEMERAL;
+use super::{Delivery, DnsQuery, MulticastService, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
 use crate::datagrams::{Datagrams, Origin};
 use crate::drops::DropReason;
 use crate::frame::FrameBytes;
@@ -17,8 +18,11 @@ use crate::wire::{Headers, IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_UDP,
 
 /// RFC 4787 REQ-5: no less than two minutes.
 const IDLE: Duration = Duration::from_secs(120);
-/// A flow that only asks DNS servers is over with the answer.
+/// A flow that only asks DNS servers is over with the answer. A service of the host's network may take its
+/// time, of which a guest gives it 5 seconds at most (UPnP Device Architecture §1.3.2).
 const IDLE_DNS: Duration = Duration::from_secs(10);
+/// Peers of forwards that may appear with one address and have one port; one more takes another's place.
+const SAME_PORT: u16 = 16;
 /// The datagrams that one super-frame may stand for: as many as Linux joins (`UDP_MAX_SEGMENTS`).
 /// Without a bound, one frame of 64 KiB could ask for 65,507.
 pub const MAX_DATAGRAMS: usize = 128;
@@ -34,7 +38,8 @@ pub struct UdpFlow {
     pub bytes_out: u64,
     /// Payload bytes to the guest.
     pub bytes_in: u64,
-    only_dns: bool,
+    /// Whether it is over soon after the last question.
+    only_asks: bool,
 }
 
 /// Whom a UDP flow serves.
@@ -54,6 +59,18 @@ pub enum UdpKind {
         /// The host's address that the peer knows.
         local: Option<IpAddr>,
     },
+    /// Who answers in the host's network to a question for a service. The key's peer is the group.
+    Multicast {
+        /// The service.
+        service: MulticastService,
+    },
+}
+
+impl UdpFlow {
+    /// Whether it serves this peer of this forward.
+    fn is_of(&self, number: u32, from: SocketAddr) -> bool {
+        matches!(self.kind, UdpKind::Forward { forward, peer, .. } if (forward, peer) == (number, from))
+    }
 }
 
 /// Whether a UDP packet is for the DHCP server, wherever it was sent.
@@ -61,10 +78,10 @@ pub(super) fn is_dhcp(udp: &[u8]) -> bool {
     matches!(udp.get(2..4), Some([0, 67]))
 }
 
-/// Where a UDP packet is for.
-pub(super) fn dst_port(packet: &Packet<'_>) -> Option<u16> {
+/// The source and the destination port of a UDP packet.
+pub(super) fn ports(packet: &Packet<'_>) -> Option<(u16, u16)> {
     let udp: &[u8; UDP_HEADER_LEN] = packet.transport_head().first_chunk()?;
-    Some(u16::from_be_bytes([udp[2], udp[3]]))
+    Some((u16::from_be_bytes([udp[0], udp[1]]), u16::from_be_bytes([udp[2], udp[3]])))
 }
 
 /// Which bytes of the frame are the datagram's payload.
@@ -116,11 +133,9 @@ impl Network {
     ) -> Result<Verdict, DropReason> {
         let payload = payload(packet)?;
         let segment = segment(frame, &payload)?;
-        let Some([a, b, c, d]) = packet.transport_head().first_chunk().copied() else {
-            return Err(DropReason::UdpHeader);
-        };
-        let guest = Endpoint { addr: packet.ip.src, port: u16::from_be_bytes([a, b]) };
-        let peer = Endpoint { addr: packet.ip.dst, port: u16::from_be_bytes([c, d]) };
+        let (src, dst) = ports(packet).ok_or(DropReason::UdpHeader)?;
+        let guest = Endpoint { addr: packet.ip.src, port: src };
+        let peer = Endpoint { addr: packet.ip.dst, port: dst };
         if guest.port == 0 || peer.port == 0 {
             return Err(DropReason::UdpHeader);
         }
@@ -200,7 +215,7 @@ impl Network {
         let udp = &mut entry.flow;
         udp.last_used = now;
         udp.bytes_out += payload.len() as u64;
-        udp.only_dns &= peer.port == 53;
+        udp.only_asks &= peer.port == 53;
         let via = match &mut udp.kind {
             UdpKind::Nat { peers } => {
                 if peers.last() != Some(&to.ip()) {
@@ -216,19 +231,21 @@ impl Network {
                 to = *peer;
                 UdpVia::Forward { forward: *forward, local: *local }
             }
+            // What goes to a group comes here by no unicast packet.
+            UdpKind::Multicast { .. } => return Err(DropReason::Multicast),
         };
         Ok(Verdict::Udp { flow, via, to, payload, segment, delivery: Delivery::from(&packet.ip) })
     }
 
-    fn insert_udp(&mut self, key: FlowKey, mac: MacAddr, kind: UdpKind, now: Instant) -> FlowId {
+    pub(super) fn insert_udp(&mut self, key: FlowKey, mac: MacAddr, kind: UdpKind, now: Instant) -> FlowId {
         if self.udp.count(&key) >= self.share(key.port, self.config.limits.udp)
             && let Some(oldest) = self.udp.oldest(&key)
         {
             self.count_drop(key.port, DropReason::FlowLimit);
             self.close_udp(oldest);
         }
-        let only_dns = matches!(kind, UdpKind::Nat { .. });
-        let flow = UdpFlow { kind, last_used: now, bytes_out: 0, bytes_in: 0, only_dns };
+        let only_asks = !matches!(kind, UdpKind::Forward { .. });
+        let flow = UdpFlow { kind, last_used: now, bytes_out: 0, bytes_in: 0, only_asks };
         let flow = self.udp.insert(key, mac, flow);
         if let Some(entry) = self.udp.get_mut(flow) {
             arm(&mut self.wheel, flow, entry, now + IDLE_DNS);
@@ -246,7 +263,7 @@ impl Network {
     pub(super) fn udp_timeout(&mut self, flow: FlowId, now: Instant) {
         let Some(entry) = self.udp.get_mut(flow) else { return };
         entry.armed = None;
-        let idle = if entry.flow.only_dns { IDLE_DNS } else { IDLE };
+        let idle = if entry.flow.only_asks { IDLE_DNS } else { IDLE };
         let end = entry.flow.last_used + idle;
         if end <= now { self.close_udp(flow) } else { arm(&mut self.wheel, flow, entry, end) }
     }
@@ -265,9 +282,14 @@ impl Network {
         let addr = origin.from.ip().to_canonical();
         let entry = self.udp.get(flow).ok_or(DropReason::NoFlow)?;
         let port = entry.key.port;
-        if let UdpKind::Nat { peers } = &entry.flow.kind
-            && !peers.contains(&addr)
-        {
+        let expected = match &entry.flow.kind {
+            UdpKind::Nat { peers } => peers.contains(&addr),
+            UdpKind::Forward { .. } => true,
+            UdpKind::Multicast { service } => {
+                service.answers_from(origin.from.port()) && self.config.may_answer(addr)
+            }
+        };
+        if !expected {
             self.count_drops(port, DropReason::UdpFiltered, datagrams.count());
             return Err(DropReason::UdpFiltered);
         }
@@ -292,11 +314,23 @@ impl Network {
             self.count_lost(DropReason::Unresolved, datagrams.count());
             return Err(DropReason::Unresolved);
         };
-        let peer = Endpoint { addr: self.guest_view(from.ip(), guest.addr), port: from.port() };
-        let key = FlowKey { port: at.port, guest, peer: Some(peer) };
-        let flow = match self.udp.find(&key) {
+        let addr = self.guest_view(from.ip(), guest.addr);
+        let key = |port| FlowKey { port: at.port, guest, peer: Some(Endpoint { addr, port }) };
+        // Of several peers that appear with one address, each has a port of its own.
+        let others = (1..SAME_PORT).map(|n| EPHEMERAL.start() | from.port().wrapping_add(n));
+        let mut ports = std::iter::once(from.port()).chain(others);
+        let find = |port| self.udp.find(&key(port));
+        let is_its_own = |flow: &FlowId| self.udp.get(*flow).is_some_and(|it| it.flow.is_of(forward, from));
+        let flow = match ports.clone().filter_map(find).find(is_its_own) {
             Some(flow) => flow,
-            None => self.insert_udp(key, at.mac, UdpKind::Forward { forward, peer: from, local }, now),
+            None => {
+                let port = ports.find(|port| find(*port).is_none()).unwrap_or(from.port());
+                let kind = UdpKind::Forward { forward, peer: from, local };
+                match find(port) {
+                    Some(flow) => flow,
+                    None => self.insert_udp(key(port), at.mac, kind, now),
+                }
+            }
         };
         if let Some(entry) = self.udp.get_mut(flow) {
             entry.mac = at.mac;
@@ -312,16 +346,24 @@ impl Network {
         datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
-        let guest = self.udp.get(flow).ok_or(DropReason::NoFlow)?.key.guest;
-        let src = self.guest_view(from.ip(), guest.addr);
+        let FlowKey { guest, peer, .. } = self.udp.get(flow).ok_or(DropReason::NoFlow)?.key;
+        let mut src = Endpoint { addr: self.guest_view(from.ip(), guest.addr), port: from.port() };
         self.udp.touch(flow);
         let gateway = self.mac;
         let entry = self.udp.get_mut(flow).ok_or(DropReason::NoFlow)?;
-        entry.flow.last_used = now;
+        match (&entry.flow.kind, peer) {
+            // Answers do not keep open what lets in anybody.
+            (UdpKind::Multicast { .. }, _) => {}
+            (UdpKind::Forward { .. }, Some(peer)) => {
+                src = peer;
+                entry.flow.last_used = now;
+            }
+            _ => entry.flow.last_used = now,
+        }
         entry.flow.bytes_in += datagrams.len as u64;
-        let ip = IpHeader { tos, ..IpHeader::new(src, guest.addr, PROTOCOL_UDP) };
+        let ip = IpHeader { tos, ..IpHeader::new(src.addr, guest.addr, PROTOCOL_UDP) };
         let port = entry.key.port;
-        let ports = (from.port(), guest.port);
+        let ports = (src.port, guest.port);
         let segment = u16::try_from(datagrams.longest()).unwrap_or(u16::MAX);
         let mut headers = Headers::udp(entry.mac, gateway, &ip, ports, datagrams.len, segment);
         self.fit(&mut headers, &ip, datagrams.longest(), datagrams.count());
@@ -339,15 +381,18 @@ impl Network {
         payload: &[u8],
     ) {
         let Some(entry) = self.udp.get(flow) else { return };
-        let FlowKey { port, guest, .. } = entry.key;
-        if let UdpKind::Nat { peers } = &entry.flow.kind
-            && !peers.contains(&to.ip().to_canonical())
-        {
-            return self.count_drop(port, DropReason::UdpFiltered);
-        }
-        let dst = self.guest_view(to.ip(), guest.addr);
-        let answer = self.error_ip(offender, guest.addr, dst);
-        let (ip, ports) = (IpHeader::new(guest.addr, dst, PROTOCOL_UDP), (guest.port, to.port()));
+        let FlowKey { port, guest, peer } = entry.key;
+        let dst = match (&entry.flow.kind, peer) {
+            (UdpKind::Nat { peers }, _) if !peers.contains(&to.ip().to_canonical()) => {
+                return self.count_drop(port, DropReason::UdpFiltered);
+            }
+            // RFC 1122 §3.2.2: of what went to a group nothing is told.
+            (UdpKind::Multicast { .. }, _) => return,
+            (UdpKind::Forward { .. }, Some(peer)) => peer,
+            _ => Endpoint { addr: self.guest_view(to.ip(), guest.addr), port: to.port() },
+        };
+        let answer = self.error_ip(offender, guest.addr, dst.addr);
+        let (ip, ports) = (IpHeader::new(guest.addr, dst.addr, PROTOCOL_UDP), (guest.port, dst.port));
         let sent = Headers::udp(self.mac, entry.mac, &ip, ports, payload.len(), u16::MAX);
         if let Some(frame) = error.frame(entry.mac, self.mac, answer, &sent.quote(payload)) {
             self.send_frame(port, frame);

@@ -1,5 +1,7 @@
 //! ICMPv6 messages (RFC 4443).
 
+use std::net::Ipv6Addr;
+
 use super::headers::pseudo_header_sum;
 use super::{
     ETHERTYPE_IPV6, EthernetHeader, IPV6_HEADER_LEN, IPV6_MIN_MTU, IpHeader, MacAddr, PROTOCOL_ICMPV6,
@@ -19,6 +21,21 @@ pub const ICMP_MAX_QUOTE: usize = IPV6_MIN_MTU as usize - IPV6_HEADER_LEN - 8;
 /// Whether a type is an error's (RFC 4443 §2.1).
 pub const fn is_icmpv6_error(kind: u8) -> bool {
     kind < 128
+}
+
+/// A whole frame from `src` that answers `request`, an echo request, whatever its checksum was: that counts
+/// the destination, which may have been a group.
+pub fn echo_reply_v6(
+    to: MacAddr,
+    from: MacAddr,
+    src: Ipv6Addr,
+    dst: Ipv6Addr,
+    mut request: Vec<u8>,
+) -> Vec<u8> {
+    if let Some(header) = request.first_chunk_mut() {
+        *header = [ICMPV6_ECHO_REPLY, 0, 0, 0];
+    }
+    frame(to, from, &IpHeader::new(src.into(), dst.into(), PROTOCOL_ICMPV6), request)
 }
 
 /// A whole frame with `message`, whose checksum field it fills.

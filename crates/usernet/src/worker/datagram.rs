@@ -1,8 +1,9 @@
 //! UDP and ICMP echo: sockets of flows, and DNS queries.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use usernet_core::datagrams::Datagrams;
 use usernet_core::drops::DropReason;
@@ -29,6 +30,8 @@ const BUDGET: usize = 64;
 const BATCHES: usize = 4;
 /// A guest that lets datagrams take fewer hops looks for what is on the way (traceroute asks for 30 at most).
 const NOT_FAR: u8 = 32;
+/// For how long the interface to the world is taken to be the same: a guest may ask often.
+const OUTWARD: Duration = Duration::from_secs(5);
 /// The largest UDP payload over IPv4.
 const MAX_DATAGRAM: usize = 65_507;
 /// The largest that an echo has, over IPv6.
@@ -129,6 +132,34 @@ impl Worker {
             }
             if let Some(error) = self.send_error(flow, to.ip(), error) {
                 self.parts.core.udp_error(flow, to, error, None, &payload);
+            }
+        }
+    }
+
+    /// Sends a datagram to a group of the host's network.
+    pub(super) fn ask_group(&mut self, flow: FlowId, to: SocketAddr, delivery: Delivery, payload: &[u8]) {
+        // What is sent over IPv4 goes by a route of the host's. Of IPv6 every link has all groups.
+        let to = match to {
+            SocketAddr::V6(to) => SocketAddrV6::new(*to.ip(), to.port(), 0, self.outward()).into(),
+            to => to,
+        };
+        let mut leaving = Leaving::default();
+        let via = UdpVia::Own { guest_port: 0 };
+        let datagram = Datagrams::one(payload.len());
+        self.gather_udp(&mut leaving, (flow, via), (to, delivery), datagram, |slices| {
+            slices.push(IoSlice::new(payload));
+        });
+        self.send_udp(&mut leaving);
+    }
+
+    /// The interface by which IPv6 leaves for the world; 0: there is none.
+    fn outward(&mut self) -> u32 {
+        match self.outward {
+            Some((interface, until)) if self.now < until => interface,
+            _ => {
+                let interface = usernet_host::outward_interface_v6().unwrap_or(0);
+                self.outward = Some((interface, self.now + OUTWARD));
+                interface
             }
         }
     }

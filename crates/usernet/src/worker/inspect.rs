@@ -47,7 +47,7 @@ impl Worker {
         });
         let udp = core.udp_flows().iter().map(|(_, entry)| {
             let origin = match entry.flow.kind {
-                UdpKind::Nat { .. } => "guest",
+                UdpKind::Nat { .. } | UdpKind::Multicast { .. } => "guest",
                 UdpKind::Forward { .. } => "host",
             };
             FlowInfo {

@@ -103,6 +103,8 @@ pub(crate) struct Worker {
     /// Frames that links which went had dropped.
     link_drops: u64,
     names_changed: bool,
+    /// The interface for IPv6 multicast, and until when that holds.
+    outward: Option<(u32, Instant)>,
     /// Something that was sent was not taken in yet.
     mail_waits: bool,
     wait: Wait,
@@ -130,6 +132,7 @@ impl Worker {
             unpark_at: None,
             link_drops: 0,
             names_changed: false,
+            outward: None,
             mail_waits: false,
             wait: Wait::default(),
             stop: false,
@@ -235,6 +238,9 @@ impl Worker {
                     self.peek(flow, port, at, max, segment);
                 }
                 Output::Tcp { flow, op } => self.tcp_op(flow, op),
+                Output::Multicast { flow, to, delivery, payload } => {
+                    self.ask_group(flow, to, delivery, &payload)
+                }
                 Output::Close(flow) => self.close(flow),
                 Output::Rehome { flow, to, guest, peer } => self.rehome(flow, to, guest, peer),
                 Output::Found(addr) => self.announce(addr),
