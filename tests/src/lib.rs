@@ -19,6 +19,7 @@
 pub mod bursts;
 pub mod daemon;
 pub mod dns;
+pub mod node;
 pub mod noise;
 pub mod peers;
 pub mod process;
@@ -30,6 +31,7 @@ pub mod wait;
 mod world;
 
 pub use daemon::Daemon;
+pub use node::Node;
 pub use noise::{Noise, noise_digest, sha256};
 pub use process::{Outcome, Process};
 pub use wait::eventually;

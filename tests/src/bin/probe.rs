@@ -12,7 +12,7 @@
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -29,6 +29,7 @@ fn main() {
         ["connect", peer] => connect(peer),
         ["udp", peer, text] => udp(peer, text),
         ["marked", kind, peer, tos] => marked(kind, peer, tos.parse().unwrap()),
+        ["ask-group", port, group, text] => ask_group(port.parse().unwrap(), group, text),
         ["burst", peer, seed, size, count] => {
             burst(peer, seed.parse().unwrap(), size.parse().unwrap(), count.parse().unwrap())
         }
@@ -84,6 +85,20 @@ fn marked(kind: &str, peer: &str, tos: u32) -> io::Result<()> {
     let mut buffer = [0; 1000];
     let length = (&socket).read(&mut buffer)?;
     println!("{}", String::from_utf8_lossy(&buffer[..length]));
+    Ok(())
+}
+
+/// Sends one datagram from a port to a group, and prints the first answer and who it came from.
+fn ask_group(port: u16, group: &str, text: &str) -> io::Result<()> {
+    let group: SocketAddr = group.parse().map_err(io::Error::other)?;
+    let any: IpAddr =
+        if group.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, port))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send_to(text.as_bytes(), group)?;
+    let mut buffer = vec![0; 1 << 16];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    println!("{} from {from}", String::from_utf8_lossy(&buffer[..length]));
     Ok(())
 }
 

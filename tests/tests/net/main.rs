@@ -18,6 +18,7 @@ mod load;
 mod names;
 mod path;
 mod ping;
+mod policy;
 mod quic;
 mod scan;
 mod tcp;
