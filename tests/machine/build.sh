@@ -65,7 +65,7 @@ cat >"$root/lease.sh" <<'LEASE'
 ip -4 address flush dev $interface
 ip address add $ip/$mask dev $interface
 [ -z "$mtu" ] || ip link set $interface mtu $mtu
-ip route add default via $router
+[ -z "$router" ] || ip route add default via $router
 for server in $dns; do echo "nameserver $server"; done >/etc/resolv.conf
 for key in ip subnet mask router dns lease serverid mtu hostname domain search; do
     eval "echo $key=\$$key"

@@ -2,5 +2,6 @@
 
 mod connect;
 mod lab;
+mod restrict;
 mod run;
 mod stream;

@@ -349,3 +349,26 @@ fn each_datagram_of_a_batch_is_a_drop() {
     assert!(network.udp_from_forward(1, ssh(FIRST), &origin(peer), batch, at(0)).is_err());
     assert_eq!(network.drops().of(DropReason::Unresolved), 3);
 }
+
+#[test]
+fn a_question_to_a_group_goes_to_other_guests_and_to_the_hosts_network() {
+    let mdns = Ipv4Addr::new(224, 0, 0, 251);
+    let mut network = Network::new(Config { multicast: MulticastService::ALL.to_vec(), ..Config::default() });
+    network.add_port(PortId(1));
+    network.add_port(PortId(2));
+    let limit = network.config.limits.udp;
+    for source in 1..=u16::try_from(limit).unwrap() + 10 {
+        let ip = IpHeader { ttl: 255, ..IpHeader::new(FIRST.into(), mdns.into(), PROTOCOL_UDP) };
+        let group = MacAddr([1, 0, 0x5e, 0, 0, 251]);
+        let mut frame = crate::wire::Headers::udp(group, A, &ip, (source, 5353), 12, u16::MAX).to_vec();
+        frame.extend([0; 12]);
+        let verdict = network.handle_frame(PortId(1), &frame[..], at(0));
+        assert!(matches!(&verdict, Verdict::Flood(others) if *others == [PortId(2)]), "{verdict:?}");
+        let asked = drain(&mut network, at(0)).into_iter().find_map(|output| match output {
+            Output::Multicast { to, delivery, payload, .. } => Some((to, delivery.ttl, payload)),
+            _ => None,
+        });
+        assert_eq!(asked, Some((SocketAddr::from((mdns, 5353)), 255, vec![0; 12])));
+    }
+    assert_eq!((network.udp_flows().len(), network.drops().of(DropReason::FlowLimit)), (limit, 10));
+}
