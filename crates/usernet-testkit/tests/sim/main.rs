@@ -1,5 +1,5 @@
 //! The network against a simulated guest and host, over many seeds.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a test")]
 
 mod bulk;
 mod close;
