@@ -121,8 +121,19 @@ fn table(request: &CtlRequest, answer: &[u8]) -> Result<String> {
             parse::<Vec<DropInfo>>(answer)?.into_iter().map(|drop| [drop.reason, drop.count.to_string()]),
         ),
         CtlRequest::Ports => columns(
-            &["PORT", "LINK", "NAME", "FRAMES OUT", "BYTES OUT", "FRAMES IN", "BYTES IN", "DROPS"],
+            &[
+                "PORT",
+                "LINK",
+                "NAME",
+                "FRAMES OUT",
+                "BYTES OUT",
+                "FRAMES IN",
+                "BYTES IN",
+                "DROPS",
+                "ADDRESSES",
+            ],
             parse::<Vec<PortInfo>>(answer)?.into_iter().map(|port| {
+                let addresses: Vec<_> = port.addresses.iter().map(ToString::to_string).collect();
                 [
                     port.port.to_string(),
                     port.kind,
@@ -132,6 +143,7 @@ fn table(request: &CtlRequest, answer: &[u8]) -> Result<String> {
                     port.tx_frames.to_string(),
                     port.tx_bytes.to_string(),
                     port.drops.to_string(),
+                    addresses.join(" "),
                 ]
             }),
         ),

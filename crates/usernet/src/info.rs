@@ -13,6 +13,9 @@ pub struct PortInfo {
     pub name: String,
     /// The kind of link: `stream`, `tap`.
     pub kind: String,
+    /// The addresses that the network knows of it: those that it leases, that it made itself (SLAAC), and
+    /// that it was given by hand.
+    pub addresses: Vec<IpAddr>,
     /// Frames from the guest.
     pub rx_frames: u64,
     /// Bytes from the guest.

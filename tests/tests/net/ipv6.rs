@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
+use serde_json::Value;
 use usernet_tests::dns::DnsServer;
-use usernet_tests::wait::SOON;
+use usernet_tests::wait::{SOON, eventually};
 use usernet_tests::{Daemon, LAN6, World};
 
 /// The guest's interface, in its shell.
@@ -36,6 +37,23 @@ fn greeter() -> u16 {
         }
     });
     port
+}
+
+#[test]
+fn addresses_that_a_guest_made_itself_are_listed() {
+    let world = World::new();
+    let daemon = Daemon::start(&world, &[]);
+    let _guest = daemon.spawn(&with_own_address("ping -6 -c 1 -W 5 fd00::2; sleep 60"));
+    let own = eventually("an address that is not leased is listed", || {
+        let leases = daemon.list("leases");
+        let ports = daemon.list("ports");
+        let mut addresses = ports.first()?["addresses"].as_array()?.iter().filter_map(Value::as_str);
+        let own = addresses
+            .find(|own| own.starts_with("fd00:") && leases.iter().all(|lease| lease["address"] != *own));
+        own.map(str::to_owned)
+    });
+    let table = daemon.ctl(&["ports"]);
+    assert!(table.ok().contains(&own) && table.ok().contains("10.0.2.15"), "{table}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ mod tcp;
 mod tests;
 mod udp;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
@@ -231,6 +231,11 @@ impl Network {
     /// The worker that has the guest on `port`.
     pub fn home(&mut self, port: PortId) -> Option<WorkerId> {
         self.shared.with(|registry| registry.switch.home(port))
+    }
+
+    /// The addresses that are known of all workers' guests: leased or not, link-local ones too.
+    pub fn addresses(&mut self) -> BTreeSet<(PortId, IpAddr)> {
+        self.shared.with(|registry| registry.switch.addresses())
     }
 
     /// The other worker that has the guest with this address, to which what came for it is to be handed.

@@ -3,7 +3,7 @@
 //! The first port that uses an address keeps it until it goes, or has used too many others since: only a
 //! lease can take an IP address over.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::Limits;
@@ -114,6 +114,12 @@ impl Switch {
         }
         self.epoch += 1;
         true
+    }
+
+    /// The addresses of all ports.
+    #[expect(clippy::disallowed_methods, reason = "the order ends in a sorted set")]
+    pub(super) fn addresses(&self) -> BTreeSet<(PortId, IpAddr)> {
+        self.neighbours.iter().map(|(addr, at)| (at.port, *addr)).collect()
     }
 
     pub(super) fn neighbour(&self, addr: IpAddr) -> Option<Neighbour> {

@@ -11,13 +11,15 @@ use super::Worker;
 use crate::{DropInfo, FlowInfo, LeaseInfo, PortInfo};
 
 impl Worker {
-    pub(super) fn port_infos(&self) -> Vec<PortInfo> {
+    pub(super) fn port_infos(&mut self) -> Vec<PortInfo> {
+        let addresses = self.parts.core.addresses();
         let info = |(port, counted): (PortId, &usernet_core::network::Port)| {
             let entry = self.ports.get(&port)?;
             Some(PortInfo {
                 port: port.0,
                 name: entry.name.clone(),
                 kind: entry.kind.to_owned(),
+                addresses: addresses.iter().filter(|(at, _)| *at == port).map(|(_, addr)| *addr).collect(),
                 rx_frames: entry.rx_frames,
                 rx_bytes: entry.rx_bytes,
                 tx_frames: entry.tx_frames,
