@@ -1,12 +1,15 @@
 //! What goes back to a guest.
 
+use std::net::Ipv6Addr;
+
 use hickory_proto::op::{Message, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::Record as LocalRecord;
 use hickory_proto::serialize::binary::BinDecoder;
 
 use crate::query::{Query, Subject};
 use crate::wire::{
-    CD, Edns, HEADER_LEN, Header, OPCODE, OPT_LEN, QR, RA, RD, Record, TC, TYPE_ANY, TYPE_OPT, TYPE_SOA,
+    CD, Edns, HEADER_LEN, Header, OPCODE, OPT_LEN, QR, RA, RD, Record, TC, TYPE_AAAA, TYPE_ANY, TYPE_OPT,
+    TYPE_SOA, skip_question,
 };
 
 /// The largest message over UDP, in bytes, both ways: it passes every path unfragmented (RFC 9715 §3.1 has
@@ -37,6 +40,8 @@ pub(crate) struct Answer {
     ttls: Vec<(usize, u32)>,
     /// For how many seconds it may be given again.
     pub(crate) lifetime: u32,
+    /// For how many seconds there is nothing, when that was said (RFC 2308 §5).
+    pub(crate) negative_ttl: Option<u32>,
     /// The upper bits of the response code, which travel in OPT.
     rcode_high: u8,
 }
@@ -98,7 +103,7 @@ impl Answer {
         let lifetime = if positive || negative { ttls.iter().map(|&(_, ttl)| ttl).min() } else { None };
         message.truncate(end);
         header.write(&mut message);
-        Some(Self { message, ttls, lifetime: lifetime.unwrap_or(0), rcode_high: 0 })
+        Some(Self { message, ttls, lifetime: lifetime.unwrap_or(0), negative_ttl, rcode_high: 0 })
     }
 
     /// An answer of this resolver's own authority.
@@ -108,8 +113,28 @@ impl Answer {
         answers: Vec<LocalRecord>,
         authorities: Vec<LocalRecord>,
     ) -> Self {
+        Self::of_records(query, code, true, answers, authorities)
+    }
+
+    /// An answer that is put together from others.
+    pub(crate) fn made_up(
+        query: &Query,
+        code: ResponseCode,
+        answers: Vec<LocalRecord>,
+        authorities: Vec<LocalRecord>,
+    ) -> Self {
+        Self::of_records(query, code, false, answers, authorities)
+    }
+
+    fn of_records(
+        query: &Query,
+        code: ResponseCode,
+        authoritative: bool,
+        answers: Vec<LocalRecord>,
+        authorities: Vec<LocalRecord>,
+    ) -> Self {
         let mut message = Message::error_msg(query.id, OpCode::Query, code);
-        message.metadata.authoritative = true;
+        message.metadata.authoritative = authoritative;
         message.metadata.recursion_available = true;
         message.metadata.recursion_desired = query.flags & RD != 0;
         message.metadata.checking_disabled = query.flags & CD != 0;
@@ -117,7 +142,7 @@ impl Answer {
         question.set_query_class(query.class);
         message.add_query(question).add_answers(answers).add_authorities(authorities);
         match message.to_vec() {
-            Ok(message) => Self { message, ttls: Vec::new(), lifetime: 0, rcode_high: 0 },
+            Ok(message) => Self { message, ttls: Vec::new(), lifetime: 0, negative_ttl: None, rcode_high: 0 },
             // More records than a message has room for.
             Err(_) => Self::failure(query, ResponseCode::ServFail),
         }
@@ -133,7 +158,7 @@ impl Answer {
         message.extend_from_slice(question);
         let flags = QR | RA | flags & (RD | CD) | u16::from(code.low());
         Header { id: 0, flags, questions: 1, answers: 0, authorities: 0, additionals: 0 }.write(&mut message);
-        Self { message, ttls: Vec::new(), lifetime: 0, rcode_high: code.high() }
+        Self { message, ttls: Vec::new(), lifetime: 0, negative_ttl: None, rcode_high: code.high() }
     }
 
     /// Whether another server should be asked instead.
@@ -145,6 +170,35 @@ impl Answer {
     /// The response code in the header.
     pub(crate) fn response_code(&self) -> Option<u16> {
         Some(Header::parse(&self.message)?.rcode())
+    }
+
+    /// The IPv6 addresses among the answers, as they are stepped over.
+    pub(crate) fn addresses_v6(&self) -> Option<impl Iterator<Item = Ipv6Addr>> {
+        let header = Header::parse(&self.message)?;
+        let mut at = BinDecoder::new(&self.message);
+        at.read_slice(HEADER_LEN).ok()?;
+        for _ in 0..header.questions {
+            skip_question(&mut at)?;
+        }
+        let records = (0..header.answers).map_while(move |_| Record::read(&mut at));
+        Some(records.filter_map(|record| {
+            let octets: [u8; 16] = (record.kind == TYPE_AAAA).then(|| record.data.try_into().ok())??;
+            Some(octets.into())
+        }))
+    }
+
+    /// The message with its records read, `age` seconds later; `None` when one cannot be.
+    pub(crate) fn to_message(&self, age: u32) -> Option<Message> {
+        Message::from_vec(&self.aged(age)).ok()
+    }
+
+    fn aged(&self, age: u32) -> Vec<u8> {
+        let mut message = Vec::with_capacity(self.message.len() + OPT_LEN);
+        message.extend_from_slice(&self.message);
+        for &(at, ttl) in &self.ttls {
+            overwrite(&mut message, at, &ttl.saturating_sub(age).to_be_bytes());
+        }
+        message
     }
 
     /// Bytes of memory that it takes, about.
@@ -166,8 +220,7 @@ impl Answer {
             (Transport::Udp, None) => MAX_PLAIN_UDP,
             (Transport::Tcp, _) => u16::MAX,
         };
-        let mut message = Vec::with_capacity(self.message.len() + OPT_LEN);
-        message.extend_from_slice(&self.message);
+        let mut message = self.aged(age);
         let Some(mut header) = Header::parse(&message) else { return message };
         header.id = query.id;
 
@@ -176,10 +229,6 @@ impl Answer {
             message.truncate(body);
             header =
                 Header { flags: header.flags | TC, answers: 0, authorities: 0, additionals: 0, ..header };
-        } else {
-            for &(at, ttl) in &self.ttls {
-                overwrite(&mut message, at, &ttl.saturating_sub(age).to_be_bytes());
-            }
         }
         if let Some(opt) = opt {
             message.extend_from_slice(&opt.to_bytes());

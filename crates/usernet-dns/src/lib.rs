@@ -15,6 +15,7 @@
 
 mod answer;
 mod cache;
+mod dns64;
 mod follow;
 mod local;
 mod query;
@@ -34,6 +35,7 @@ use tokio::sync::Semaphore;
 
 pub use crate::answer::Transport;
 use crate::answer::{Answer, refusal};
+use crate::dns64::Other;
 use crate::follow::{Followed, parse_resolv_conf};
 use crate::local::{Gateway, Local};
 pub use crate::query::{Query, QueryError};
@@ -52,13 +54,17 @@ pub struct Config {
     pub gateway: Option<Ipv4Addr>,
     /// The same for IPv6.
     pub gateway6: Option<Ipv6Addr>,
+    /// DNS64 (RFC 6147): names without IPv6 addresses are given such as stand for their IPv4 addresses, behind
+    /// 64:ff9b::/96. This is the one for the host's IPv4 loopback; none: it is off.
+    pub dns64: Option<Ipv6Addr>,
     /// Where the host's servers are named, as resolv.conf(5) has it.
     pub resolv_conf: PathBuf,
     /// Where the host's own names are, as hosts(5) has it.
     pub hosts: PathBuf,
     /// Memory for answers that are kept, in bytes, about. The least recently used go first.
     pub cache_bytes: usize,
-    /// Guest queries that may wait for upstreams at once; those beyond get SERVFAIL.
+    /// Guest queries that may wait for upstreams at once; those beyond get SERVFAIL. One that DNS64 asks two
+    /// things about counts twice.
     pub max_in_flight: usize,
     /// How long upstreams may take for an answer, all together. The default is under the 5 s after which
     /// guests usually ask again.
@@ -72,6 +78,7 @@ impl Default for Config {
             zone: "usernet.internal".into(),
             gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
             gateway6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)),
+            dns64: None,
             resolv_conf: "/etc/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
             cache_bytes: 4 << 20,
@@ -107,6 +114,7 @@ pub struct Resolver {
 
 struct Shared {
     local: Local,
+    dns64: bool,
     servers: Servers,
     upstream: Mutex<Arc<Upstream>>,
     cache_bytes: usize,
@@ -130,7 +138,7 @@ impl Resolver {
     /// The zone is not a domain name.
     pub fn new(config: Config) -> Result<Self, InvalidZone> {
         let Config { upstreams, zone, resolv_conf, hosts, cache_bytes, max_in_flight, timeout, .. } = config;
-        let gateway = Gateway { ipv4: config.gateway, ipv6: config.gateway6 };
+        let gateway = Gateway { ipv4: config.gateway, ipv6: config.gateway6, nat64: config.dns64 };
         let local = Local::new(&zone, gateway, hosts).ok_or(InvalidZone(zone))?;
         let servers = if upstreams.is_empty() {
             Servers::Followed(Followed::new(resolv_conf, parse_resolv_conf))
@@ -140,6 +148,7 @@ impl Resolver {
         let upstream = Upstream::new(servers.current(), timeout, cache_bytes);
         let shared = Shared {
             local,
+            dns64: config.dns64.is_some(),
             servers,
             upstream: Mutex::new(Arc::new(upstream)),
             cache_bytes,
@@ -172,22 +181,14 @@ impl Resolver {
         if let Some(answer) = shared.local.answer(&query) {
             return Some(answer.render(&query, transport, 0));
         }
-        let subject = query.subject();
-        let upstream = shared.upstream();
-        if let Some((answer, age)) = upstream.cached(&subject) {
-            shared.cache_hits.fetch_add(1, Relaxed);
-            return Some(answer.render(&query, transport, age));
-        }
-        let Ok(_permit) = shared.in_flight.try_acquire() else {
-            shared.refused.fetch_add(1, Relaxed);
-            return failure(ResponseCode::ServFail);
+        let other = if shared.dns64 { Other::of(&query) } else { None };
+        let found = match other {
+            None => shared.find(&query).await,
+            Some(Other::Addresses(other)) => shared.find_addresses(&query, &other).await,
+            Some(Other::Name(other)) => shared.find_name(&query, &other).await,
         };
-        let answer = upstream.look_up(&subject).await;
-        if answer.as_ref().is_none_or(|answer| answer.is_refusal()) {
-            shared.upstream_failures.fetch_add(1, Relaxed);
-        }
-        match answer {
-            Some(answer) => Some(answer.render(&query, transport, 0)),
+        match found {
+            Some((answer, age)) => Some(answer.render(&query, transport, age)),
             None => failure(ResponseCode::ServFail),
         }
     }
@@ -218,6 +219,63 @@ impl Resolver {
 }
 
 impl Shared {
+    /// What the servers answer, or have answered so many seconds ago; `None` when they do not in time, or
+    /// too many wait for them.
+    async fn find(&self, query: &Query) -> Option<(Arc<Answer>, u32)> {
+        let subject = query.subject();
+        let upstream = self.upstream();
+        if let Some(kept) = upstream.cached(&subject) {
+            self.cache_hits.fetch_add(1, Relaxed);
+            return Some(kept);
+        }
+        let Ok(_permit) = self.in_flight.try_acquire() else {
+            self.refused.fetch_add(1, Relaxed);
+            return None;
+        };
+        let answer = upstream.look_up(&subject).await;
+        if answer.as_ref().is_none_or(|answer| answer.is_refusal()) {
+            self.upstream_failures.fetch_add(1, Relaxed);
+        }
+        Some((answer?, 0))
+    }
+
+    /// The IPv6 addresses of a name, made of those that `other` asks for if there are none.
+    async fn find_addresses(&self, query: &Query, other: &Query) -> Option<(Arc<Answer>, u32)> {
+        let (own, others) = (self.find(query), self.find(other));
+        tokio::pin!(own, others);
+        let mut early = None;
+        let own = loop {
+            tokio::select! {
+                biased;
+                own = &mut own => break own,
+                found = &mut others, if early.is_none() => early = Some(found),
+            }
+        };
+        fn view((answer, age): &(Arc<Answer>, u32)) -> dns64::Found<'_> {
+            (answer, *age)
+        }
+        let own_view = own.as_ref().map(view);
+        let mut made_up = None;
+        if !dns64::suffices(own_view) {
+            let others = match early {
+                Some(found) => found,
+                None => others.await,
+            };
+            made_up = others.and_then(|others| dns64::synthesize(query, own_view, view(&others)));
+        }
+        let made_up = made_up.or_else(|| dns64::without_excluded(query, own_view?));
+        made_up.map(|answer| (Arc::new(answer), 0)).or(own)
+    }
+
+    /// The name of the IPv4 address that `other` asks about, for the IPv6 one that stands for it.
+    async fn find_name(&self, query: &Query, other: &Query) -> Option<(Arc<Answer>, u32)> {
+        let (answer, age) = match self.local.answer(other) {
+            Some(answer) => (Arc::new(answer), 0),
+            None => self.find(other).await?,
+        };
+        Some((Arc::new(dns64::alias(query, other, (&answer, age))?), 0))
+    }
+
     /// The servers to ask, as of now.
     fn upstream(&self) -> Arc<Upstream> {
         let servers = self.servers.current();

@@ -11,6 +11,7 @@ use hickory_proto::rr::rdata::{PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 use crate::answer::Answer;
+use crate::dns64;
 use crate::follow::Followed;
 use crate::locked;
 use crate::query::Query;
@@ -31,6 +32,8 @@ pub(crate) struct Local {
 pub(crate) struct Gateway {
     pub(crate) ipv4: Option<Ipv4Addr>,
     pub(crate) ipv6: Option<Ipv6Addr>,
+    /// How its IPv4 loopback is reached over IPv6, where IPv4 addresses are translated (DNS64).
+    pub(crate) nat64: Option<Ipv6Addr>,
 }
 
 /// Names and addresses, both ways.
@@ -99,13 +102,19 @@ impl Local {
         if *name == self.zone {
             return Some(vec![self.start_of_authority().data]);
         }
+        if let (Some(known), Some(_)) = (dns64::well_known(name), self.gateway.nat64) {
+            return Some(addresses(self.gateway.view(&known.map(IpAddr::from))));
+        }
         if *name == self.gateway_name {
             return Some(addresses(self.gateway.addresses()));
         }
         let hosts = self.hosts.current();
         let leases = locked(&self.leases);
-        if let Some(found) = hosts.addresses.get(name).or_else(|| leases.addresses.get(name)) {
-            return Some(addresses(found.iter().filter_map(|address| self.gateway.view(*address))));
+        if let Some(found) = hosts.addresses.get(name) {
+            return Some(addresses(self.gateway.view(found)));
+        }
+        if let Some(found) = leases.addresses.get(name) {
+            return Some(addresses(found.iter().copied()));
         }
         let owner = if self.gateway.addresses().any(|address| *name == Name::from(address)) {
             self.gateway_name.clone()
@@ -130,13 +139,30 @@ impl Gateway {
         self.ipv4.map(IpAddr::from).into_iter().chain(self.ipv6.map(IpAddr::from))
     }
 
-    /// How guests see an address of the host's. Its loopback is not theirs: there the host is the gateway,
-    /// of the same kind of IP where they have it.
-    fn view(self, address: IpAddr) -> Option<IpAddr> {
-        if !address.is_loopback() {
-            return Some(address);
+    /// How guests see the addresses of a host.
+    fn view(self, addresses: &[IpAddr]) -> Vec<IpAddr> {
+        let mut seen: Vec<IpAddr> = addresses.iter().filter_map(|address| self.view_one(*address)).collect();
+        if let Some(loopback) = self.nat64
+            && !seen.iter().any(IpAddr::is_ipv6)
+        {
+            seen.extend(addresses.iter().filter_map(|address| match address {
+                IpAddr::V4(address) if address.is_loopback() => Some(IpAddr::from(loopback)),
+                IpAddr::V4(address) => Some(dns64::embed(*address).into()),
+                IpAddr::V6(_) => None,
+            }));
         }
-        self.addresses().find(|own| own.is_ipv4() == address.is_ipv4()).or(self.addresses().next())
+        seen
+    }
+
+    /// The host's loopback is not the guests': there the host is the gateway, of the same kind of IP where
+    /// they have it.
+    fn view_one(self, address: IpAddr) -> Option<IpAddr> {
+        let of_kind = match address {
+            _ if !address.is_loopback() => return Some(address),
+            IpAddr::V4(_) => self.ipv4.map(IpAddr::from).or(self.nat64.map(IpAddr::from)),
+            IpAddr::V6(_) => self.ipv6.map(IpAddr::from),
+        };
+        of_kind.or(self.addresses().next())
     }
 }
 

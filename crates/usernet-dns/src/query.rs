@@ -2,7 +2,7 @@
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, Name, RecordType};
-use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable};
 
 use crate::answer::{Answer, Transport};
 use crate::wire::{AD, CD, Edns, HEADER_LEN, Header, OPCODE, QR, RD, Record, TYPE_OPT, read_u16};
@@ -104,6 +104,15 @@ impl Query {
     /// That the reply is one to this query, by ID and question, is for the caller to know.
     pub fn answer_from(&self, reply: &[u8], transport: Transport) -> Option<Vec<u8>> {
         Some(Answer::from_upstream(reply.to_vec(), &self.subject())?.render(self, transport, 0))
+    }
+
+    /// The same guest's query for something else, of class `IN`. `None` when the name is none.
+    pub(crate) fn about(&self, name: Name, record_type: RecordType) -> Option<Self> {
+        let mut question = name.to_bytes().ok()?;
+        for field in [record_type.into(), u16::from(DNSClass::IN)] {
+            question.extend(field.to_be_bytes());
+        }
+        Some(Self { name, record_type, class: DNSClass::IN, question, ..self.clone() })
     }
 
     /// What it asks for, whoever asks.

@@ -32,6 +32,7 @@ const DO: u32 = 0x8000;
 
 /// Type numbers that matter to a forwarder.
 pub(crate) const TYPE_SOA: u16 = 6;
+pub(crate) const TYPE_AAAA: u16 = 28;
 pub(crate) const TYPE_OPT: u16 = 41;
 pub(crate) const TYPE_ANY: u16 = 255;
 
@@ -127,6 +128,12 @@ impl Edns {
 
 pub(crate) fn read_u16(at: &mut BinDecoder<'_>) -> Option<u16> {
     Some(at.read_u16().ok()?.unverified(/* any number will do */))
+}
+
+/// Steps over a question: a name, its type and its class.
+pub(crate) fn skip_question(at: &mut BinDecoder<'_>) -> Option<()> {
+    skip_name(at)?;
+    at.read_slice(4).ok().map(drop)
 }
 
 /// Steps over a name: labels up to the root or to the first compression pointer (RFC 1035 §4.1.4).
