@@ -191,6 +191,13 @@ pub(crate) struct NetworkArgs {
     /// Give guests IPv6 and no IPv4
     #[arg(long, short = '6', conflicts_with_all = ["ipv4_only", "net", "host", "dns", "dhcp_start"])]
     pub(crate) ipv6_only: bool,
+    /// Let guests reach IPv4 hosts over IPv6
+    ///
+    /// NAT64: behind 64:ff9b::/96 lies all of IPv4, private addresses too, and the host's IPv4 loopback at
+    /// 64:ff9b::10.0.2.2. DNS64: names that have only IPv4 addresses are given such ones. Made for
+    /// --ipv6-only.
+    #[arg(long, conflicts_with = "ipv4_only")]
+    pub(crate) nat64: bool,
     /// Where DNS queries go; repeatable [default: as /etc/resolv.conf says]
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_upstream)]
     pub(crate) dns_upstream: Vec<SocketAddr>,
@@ -322,6 +329,7 @@ impl NetworkArgs {
             dns: self.dns.unwrap_or(config.dns),
             ipv4: !self.ipv6_only,
             net6: self.net6(),
+            nat64: self.nat64,
             dns_upstreams: self.dns_upstream.clone(),
             dhcp_start: self.dhcp_start.unwrap_or(config.dhcp_start),
             hostname: self.hostname.clone(),
@@ -360,7 +368,7 @@ impl NetworkArgs {
             None => Net6::default(),
         };
         let of_it = [self.host6, self.dns6, self.dhcp6_start];
-        let asked = self.ipv6_only || self.net6.is_some() || of_it.iter().any(Option::is_some);
+        let asked = self.ipv6_only || self.nat64 || self.net6.is_some() || of_it.iter().any(Option::is_some);
         let possible = !self.ipv4_only && self.mtu.is_none_or(|mtu| mtu >= IPV6_MIN_MTU);
         (asked || possible).then(|| Net6 {
             gateway: self.host6.unwrap_or(net.gateway),
@@ -579,6 +587,8 @@ mod tests {
             ("--dns6 fd00::2", "both the IPv6 gateway and the IPv6 DNS server"),
             ("-4 --dhcp6-start fd00::9", "'--ipv4-only' cannot be used with '--dhcp6-start <ADDR>'"),
             ("--mtu 1000 --host6 fd00::9", "too small for IPv6"),
+            ("--mtu 1000 --nat64", "too small for IPv6"),
+            ("-4 --nat64", "'--ipv4-only' cannot be used with '--nat64'"),
             ("--dns one.one", "such as 10.0.2.3"),
             ("--net6 fd00::/0", "such as fd00::/64"),
             ("-4 --net6 fd00::/64", "'--ipv4-only' cannot be used with '--net6 <PREFIX>'"),

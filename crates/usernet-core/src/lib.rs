@@ -8,6 +8,7 @@ pub mod drops;
 pub mod frame;
 pub mod host;
 pub mod leases;
+pub mod nat64;
 pub mod network;
 pub mod offload;
 pub mod port;

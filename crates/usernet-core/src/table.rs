@@ -42,7 +42,8 @@ pub struct FlowKey {
     pub port: PortId,
     /// Its end.
     pub guest: Endpoint,
-    /// The other end, as the guest sees it; `None` where one flow serves all (UDP, ICMP).
+    /// The other end, as the guest sees it. Where one flow serves all (UDP, ICMP) it is `None`, or, as their
+    /// sockets are others, [`crate::nat64::PREFIX`] and port 0 for the IPv4 peers of an IPv6 guest.
     pub peer: Option<Endpoint>,
 }
 
@@ -149,8 +150,13 @@ impl Owners {
 type Group = (PortId, bool);
 
 impl FlowKey {
+    /// The other end, where there is only one.
+    pub fn one_peer(&self) -> Option<Endpoint> {
+        self.peer.filter(|peer| peer.port != 0)
+    }
+
     fn group(&self) -> Group {
-        (self.port, self.peer.is_some())
+        (self.port, self.one_peer().is_some())
     }
 }
 

@@ -420,9 +420,10 @@ impl<G: Guest> Sim<G> {
                     self.datagrams.push((via, to, payload));
                 }
             }
-            Verdict::Ping { flow, to, message, .. } => {
+            Verdict::Ping { flow, to, header, payload, .. } => {
                 if self.echoes {
-                    self.reply(flow, SocketAddr::new(to, 0), frame[message].to_vec(), true);
+                    let message = [&header, &frame[payload]].concat();
+                    self.reply(flow, SocketAddr::new(to, 0), message, true);
                 }
             }
             Verdict::Dns { query, payload } => {

@@ -22,6 +22,9 @@ pub struct Config {
     pub ipv4: bool,
     /// The IPv6 network; none: guests have no IPv6. It needs an MTU of [`IPV6_MIN_MTU`].
     pub net6: Option<Net6>,
+    /// Whether IPv6 guests reach IPv4 hosts: NAT64 (RFC 6146) behind the well-known prefix 64:ff9b::/96, and
+    /// DNS64 (RFC 6147), which gives names without IPv6 addresses such addresses. It needs `net6`.
+    pub nat64: bool,
     /// Where DNS queries go; empty: where the host's `/etc/resolv.conf` says, followed as it changes.
     pub dns_upstreams: Vec<SocketAddr>,
     /// The first address that DHCP gives out.
@@ -94,6 +97,7 @@ impl Config {
             dns: at(0x0203),
             ipv4: true,
             net6: Some(Net6::default()),
+            nat64: false,
             dns_upstreams: Vec::new(),
             dhcp_start: at(if host_mask < 0x1f { 0x0204 } else { 0x020f }),
             hostname: None,
@@ -132,6 +136,12 @@ impl Config {
         })?;
         check(!self.restrict || self.multicast.is_empty(), || {
             "guests of a restricted network ask nobody by multicast: leave one of the two out".to_owned()
+        })?;
+        check(!self.nat64 || self.net6.is_some(), || {
+            format!(
+                "NAT64 is for guests with IPv6, and these have none: leave IPv6 on, with an MTU of \
+                 {IPV6_MIN_MTU} or more"
+            )
         })?;
         for upstream in &self.dns_upstreams {
             check(upstream.port() != 0 && !upstream.ip().is_unspecified(), || {
@@ -352,6 +362,7 @@ mod tests {
         refused("without IPv6 can have: choose an IPv4 address", |c| {
             (c.net6, c.forwards) = (None, vec!["tcp::1-[fd00::15]:1".parse().unwrap()]);
         });
+        refused("NAT64 is for guests with IPv6", |c| (c.net6, c.nat64) = (None, true));
         refused("an MTU of 1000 bytes is too small", |c| {
             (c.net6, c.mtu, c.forwards) = (None, 1000, vec!["tcp::1-[fd00::15]:1".parse().unwrap()]);
         });

@@ -51,6 +51,7 @@ pub(crate) fn core_config(config: &Config, descriptors: u64) -> Result<core::Con
             search: config.dns_search.iter().chain(&config.domain).cloned().collect(),
             ..dhcp6::Config::default()
         }),
+        nat64: config.nat64,
         limits,
         seed,
     })

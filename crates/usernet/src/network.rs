@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
+use usernet_core::nat64;
 use usernet_core::network as core;
 use usernet_core::port::WorkerId;
 use usernet_dns::Resolver;
@@ -59,6 +60,7 @@ impl Network {
             upstreams: config.dns_upstreams.clone(),
             gateway: config.ipv4.then_some(config.gateway),
             gateway6: config.net6.as_ref().map(|net| net.gateway),
+            dns64: config.nat64.then(|| nat64::embed(config.gateway)),
             // A few times what one guest may ask at once.
             max_in_flight: 1024,
             ..usernet_dns::Config::default()

@@ -8,7 +8,7 @@ use crate::offload::Offload;
 use crate::port::{PortId, WorkerId};
 use crate::table::{Endpoint, FlowId};
 use crate::tcp::SeqNumber;
-use crate::wire::{Headers, IpHeader, MacAddr};
+use crate::wire::{Headers, ICMP_HEADER_LEN, IpHeader, MacAddr};
 
 /// What to do with the bytes of a guest's frame. Every frame has exactly one verdict.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub enum Verdict {
         /// How.
         delivery: Delivery,
     },
-    /// Send `message`, an ICMP echo request with its header.
+    /// Send an ICMP echo request: `header`, whose checksum the host makes, and `payload`.
     Ping {
         /// The flow. Its socket is opened with the first request.
         flow: FlowId,
@@ -59,8 +59,10 @@ pub enum Verdict {
         ident: u16,
         /// To whom.
         to: IpAddr,
+        /// The header, of the kind of IP of `to`.
+        header: [u8; ICMP_HEADER_LEN],
         /// Bytes of the frame.
-        message: Range<usize>,
+        payload: Range<usize>,
         /// How.
         delivery: Delivery,
     },

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::MulticastService;
 use crate::wire::{MacAddr, link_local};
-use crate::{dhcp, dhcp6};
+use crate::{dhcp, dhcp6, nat64};
 
 /// The configuration of the core.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Config {
     pub ipv4: bool,
     /// The IPv6 network; none: guests have no IPv6.
     pub net6: Option<dhcp6::Config>,
+    /// Whether IPv6 guests reach IPv4 hosts behind [`nat64::PREFIX`].
+    pub nat64: bool,
     /// The MTU of guests' interfaces in bytes.
     pub mtu: u16,
     /// Whether guests reach the host's loopback at the gateway's address, and the host's own
@@ -54,6 +56,7 @@ impl Default for Config {
             dns: dhcp.dns,
             ipv4: true,
             net6: None,
+            nat64: false,
             mtu: dhcp.mtu,
             host_loopback: true,
             host_addrs: Vec::new(),
@@ -196,6 +199,14 @@ impl Config {
         }
     }
 
+    /// The IPv4 address that an IPv6 guest means by `addr`, if it means one.
+    pub(super) fn translated(&self, addr: IpAddr) -> Option<Ipv4Addr> {
+        match addr {
+            IpAddr::V6(addr) if self.nat64 => nat64::extract(addr),
+            _ => None,
+        }
+    }
+
     #[inline]
     pub(super) fn place(&self, addr: IpAddr) -> Place {
         match addr {
@@ -208,18 +219,22 @@ impl Config {
         if addr == self.gateway {
             return self.host_place();
         }
-        if addr == self.dns {
-            return self.dns_place();
+        if self.ipv4 && self.contains(addr.into()) {
+            let broadcast = self.net.to_bits() | !self.mask();
+            return match addr {
+                _ if addr == self.dns => self.dns_place(),
+                _ if addr.to_bits() == broadcast => Place::Group,
+                _ => Place::Inside,
+            };
         }
-        let broadcast = self.net.to_bits() | !self.mask();
-        if addr.is_broadcast() || addr.is_multicast() || addr.to_bits() == broadcast {
+        if addr.is_broadcast() || addr.is_multicast() {
             return Place::Group;
         }
         // Class E (240.0.0.0/4) is no place to send to either.
         if addr.octets()[0] == 0 || addr.is_loopback() || addr.octets()[0] >= 240 {
             return Place::Forbidden;
         }
-        if self.contains(addr.into()) { Place::Inside } else { self.outside(addr.into()) }
+        self.outside(addr.into())
     }
 
     fn place_v6(&self, addr: Ipv6Addr) -> Place {
@@ -240,6 +255,12 @@ impl Config {
         }
         if self.contains(addr.into()) || addr.is_unicast_link_local() {
             return Place::Inside;
+        }
+        if let Some(v4) = self.translated(addr.into()) {
+            return match self.place_v4(v4) {
+                place @ (Place::Gateway | Place::Closed | Place::Outside) => place,
+                _ => Place::Forbidden,
+            };
         }
         match embedded_v4(addr) {
             Some((v4, prefix)) => match (self.place_v4(v4), prefix) {
@@ -311,10 +332,8 @@ fn embedded_v4(addr: Ipv6Addr) -> Option<(Ipv4Addr, Embedding)> {
         [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, a, b, c, d] => {
             Some((Ipv4Addr::new(a, b, c, d), Embedding::Mapped))
         }
-        [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] | [0x20, 0x02, a, b, c, d, ..] => {
-            Some((Ipv4Addr::new(a, b, c, d), Embedding::Translated))
-        }
-        _ => None,
+        [0x20, 0x02, a, b, c, d, ..] => Some((Ipv4Addr::new(a, b, c, d), Embedding::Translated)),
+        _ => Some((nat64::extract(addr)?, Embedding::Translated)),
     }
 }
 
@@ -437,5 +456,40 @@ mod tests {
                 assert_eq!(config.place(addr.parse().unwrap()), expected, "{addr}");
             }
         }
+    }
+
+    #[test]
+    fn behind_the_prefix_ipv4_has_the_places_of_ipv4() {
+        let mut config = Config {
+            net6: Some(dhcp6::Config::default()),
+            nat64: true,
+            host_addrs: vec!["192.0.2.2".parse().unwrap()],
+            ..Config::default()
+        };
+        let place = |config: &Config, v4: &str| config.place(format!("64:ff9b::{v4}").parse().unwrap());
+        for (v4, expected) in [
+            ("1.1.1.1", Place::Outside),
+            ("192.168.1.1", Place::Outside),
+            ("10.0.3.1", Place::Outside),
+            ("192.0.2.2", Place::Outside),
+            // The host's IPv4 loopback, as for IPv4 guests.
+            ("10.0.2.2", Place::Gateway),
+            ("10.0.2.3", Place::Forbidden),
+            ("10.0.2.15", Place::Forbidden),
+            ("10.0.2.255", Place::Forbidden),
+            ("127.0.0.1", Place::Forbidden),
+            ("0.0.0.0", Place::Forbidden),
+            ("224.0.0.251", Place::Forbidden),
+            ("240.0.0.1", Place::Forbidden),
+            ("255.255.255.255", Place::Forbidden),
+        ] {
+            assert_eq!(place(&config, v4), expected, "{v4}");
+        }
+        // No guest is there: it may be a network of the host's.
+        config.ipv4 = false;
+        assert_eq!(["10.0.2.15", "10.0.2.3"].map(|v4| place(&config, v4)), [Place::Outside; 2]);
+        config.host_loopback = false;
+        assert_eq!(["10.0.2.2", "192.0.2.2"].map(|v4| place(&config, v4)), [Place::Closed; 2]);
+        assert_eq!(place(&config, "1.1.1.1"), Place::Outside);
     }
 }

@@ -33,9 +33,10 @@ pub use udp::{MAX_DATAGRAMS, UdpFlow, UdpKind};
 
 use crate::drops::{DropReason, Drops};
 use crate::frame::FrameBytes;
+use crate::nat64;
 use crate::offload::{Fragmentation, Offload};
 use crate::port::{PortId, WorkerId};
-use crate::table::{Entry, FlowId, FlowKind, FlowTable, hash};
+use crate::table::{Endpoint, Entry, FlowId, FlowKind, FlowTable, hash};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::{
@@ -602,6 +603,7 @@ impl Network {
 
     /// The host's address for a destination that a guest named.
     fn host_addr(&self, dst: IpAddr) -> IpAddr {
+        let dst = self.config.translated(dst).map_or(dst, IpAddr::V4);
         match dst {
             _ if dst != self.config.gateway_of(dst) => dst,
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -610,14 +612,24 @@ impl Network {
     }
 
     /// How `guest` sees a host's address: loopback is the gateway of its own kind of IP, and so is what
-    /// it could not name: addresses of the other kind, and link-local ones of the host's links. With
-    /// `restrict` all are: a guest that is told of no router has a way to its own network only.
+    /// it could not name: link-local addresses of the host's links, and those of the other kind. With NAT64
+    /// an IPv6 guest can name all that an IPv4 guest sees. With `restrict` no guest can name any: one that is
+    /// told of no router has a way to its own network only.
     fn guest_view(&self, addr: IpAddr, guest: IpAddr) -> IpAddr {
         let addr = addr.to_canonical();
+        let nat64 = self.config.nat64 && !self.config.restrict;
+        if let (IpAddr::V4(addr), IpAddr::V6(_), true) = (addr, guest, nat64) {
+            return nat64::embed(if addr.is_loopback() { self.config.gateway } else { addr }).into();
+        }
         let on_link = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
         let named =
             addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link && !self.config.restrict;
         if named { addr } else { self.config.gateway_of(guest) }
+    }
+
+    /// The peer in the key of a flow to `dst` that serves all peers of its kind.
+    fn all_peers(&self, dst: IpAddr) -> Option<Endpoint> {
+        self.config.translated(dst).map(|_| Endpoint { addr: nat64::PREFIX.into(), port: 0 })
     }
 
     // --- time and outputs ------------------------------------------------------------------------

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::switch::Neighbour;
 use super::{Network, Packet, Timer, Verdict};
 use crate::drops::DropReason;
+use crate::nat64;
 use crate::port::PortId;
 use crate::table::hash;
 use crate::time::Instant;
@@ -113,6 +114,7 @@ impl Network {
             valid: net.valid,
             preferred: net.preferred,
             dns: (!net.restricted).then_some(net.dns),
+            nat64: (self.config.nat64 && !net.restricted).then_some(nat64::PREFIX),
             search: domain_list(&net.search, MAX_SEARCH),
         };
         let frame = advert.frame(to, self.mac, dst);

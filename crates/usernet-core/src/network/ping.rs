@@ -1,4 +1,5 @@
 //! ICMP and ICMPv6 echo: to the gateway and the DNS address answered here, to the outside through ping sockets.
+//! What goes to the other kind of IP (NAT64) is the same but for its type (RFC 7915 §4.2, §5.2).
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -65,7 +66,7 @@ impl Network {
         }
         let payload = packet.transport.start + ICMP_HEADER_LEN..packet.transport.end;
         // The gateway and the DNS server answer whether or not the host behind them is open.
-        if self.config.is_ours(packet.ip.dst) {
+        if self.config.is_ours(packet.ip.dst) || place == Place::Gateway {
             let word = |kind| u16::from_be_bytes([kind, 0]);
             echo.kind = reply;
             echo.checksum = update_checksum(echo.checksum, word(request), word(reply));
@@ -86,13 +87,15 @@ impl Network {
             }
         }
         let guest = Endpoint { addr: packet.ip.src, port: echo.ident };
-        let key = FlowKey { port: packet.port, guest, peer: None };
+        let key = FlowKey { port: packet.port, guest, peer: self.all_peers(packet.ip.dst) };
         let flow = match self.ping.find(&key) {
             Some(flow) => flow,
             None if let Some(worker) = self.ping.elsewhere(&key) => return Ok(Verdict::HandOver(worker)),
             None => self.insert_ping(key, packet, now),
         };
         self.ping.touch(flow);
+        let to = self.host_addr(packet.ip.dst);
+        (echo.kind, _) = echo_types(to);
         let entry = self.ping.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.mac = packet.mac;
         entry.flow.last_used = now;
@@ -100,8 +103,9 @@ impl Network {
         Ok(Verdict::Ping {
             flow,
             ident: echo.ident,
-            to: packet.ip.dst,
-            message: packet.transport.clone(),
+            to,
+            header: echo.to_bytes(),
+            payload,
             delivery: Delivery::from(&packet.ip),
         })
     }
@@ -151,10 +155,11 @@ impl Network {
     ) -> Result<(PortId, Headers), DropReason> {
         let mut echo = Echo::parse(header);
         let guest = self.ping.get(flow).ok_or(DropReason::NoFlow)?.key.guest;
-        let (_, reply) = echo_types(guest.addr);
+        let (_, reply) = echo_types(from);
         if (echo.kind, echo.code) != (reply, 0) {
             return Err(DropReason::Icmp);
         }
+        (_, echo.kind) = echo_types(guest.addr);
         let src = self.guest_view(from, guest.addr);
         let gateway = self.mac;
         let entry = self.ping.get_mut(flow).ok_or(DropReason::NoFlow)?;
@@ -183,6 +188,7 @@ impl Network {
         let Some((header, payload)) = message.split_first_chunk() else { return };
         let guest = entry.key.guest;
         let mut echo = Echo::parse(*header);
+        (echo.kind, _) = echo_types(guest.addr);
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
         let dst = self.guest_view(to, guest.addr);
@@ -205,9 +211,9 @@ impl Network {
     }
 }
 
-/// The types of an echo request and of its reply.
-fn echo_types(guest: IpAddr) -> (u8, u8) {
-    if guest.is_ipv4() { (ICMP_ECHO, ICMP_ECHO_REPLY) } else { (ICMPV6_ECHO, ICMPV6_ECHO_REPLY) }
+/// The types of an echo request and of its reply in `of`'s kind of IP.
+fn echo_types(of: IpAddr) -> (u8, u8) {
+    if of.is_ipv4() { (ICMP_ECHO, ICMP_ECHO_REPLY) } else { (ICMPV6_ECHO, ICMPV6_ECHO_REPLY) }
 }
 
 fn ping_ip(src: IpAddr, dst: IpAddr) -> IpHeader {

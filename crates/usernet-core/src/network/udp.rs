@@ -164,7 +164,7 @@ impl Network {
                 return Err(DropReason::NoSuchGuest);
             }
         }
-        let key = FlowKey { peer: None, ..forwarded };
+        let key = FlowKey { peer: self.all_peers(peer.addr), ..forwarded };
         let flow = match self.udp.find(&key) {
             Some(flow) => flow,
             None if let Some(worker) = self.udp.elsewhere(&key) => return Ok(Verdict::HandOver(worker)),

@@ -20,6 +20,7 @@ const PREFIX_INFORMATION: u8 = 3;
 const MTU: u8 = 5;
 const RDNSS: u8 = 25;
 const DNSSL: u8 = 31;
+const PREF64: u8 = 38;
 
 /// RFC 4861 §7.1: what has been forwarded has a lower one.
 const HOP_LIMIT: u8 = 255;
@@ -190,6 +191,8 @@ pub struct RouterAdvert {
     pub preferred: Duration,
     /// The DNS server; it may be used as long as the router.
     pub dns: Option<Ipv6Addr>,
+    /// The prefix of 96 bits behind which IPv4 hosts are reached; it may be used as long as the router.
+    pub nat64: Option<Ipv6Addr>,
     /// The domains to search, as [`domain_list`] writes them; empty: none.
     pub search: Vec<u8>,
 }
@@ -216,6 +219,13 @@ impl RouterAdvert {
             message.extend([RDNSS, 3, 0, 0]);
             message.extend(seconds(self.lifetime));
             message.extend(dns.octets());
+        }
+        if let Some(prefix) = self.nat64 {
+            // RFC 8781 §4: the lifetime in units of 8 seconds, in 13 bits; 0 in the other three: a /96.
+            let units = (lifetime / 8).min(0x1fff) << 3;
+            message.extend([PREF64, 2]);
+            message.extend(units.to_be_bytes());
+            message.extend(prefix.octets().iter().take(12));
         }
         // An option has room for 255 units of 8 bytes, 8 of them its header.
         let padded = self.search.len().next_multiple_of(8);
@@ -319,6 +329,7 @@ mod tests {
             valid: Duration::from_secs(86_400),
             preferred: Duration::from_secs(14_400),
             dns: Some(addr("fd00::3")),
+            nat64: None,
             search,
         };
         let frame = advert.frame(GUEST, MAC, ALL_NODES);
@@ -347,6 +358,11 @@ mod tests {
         advert.prefix_len = 80;
         let frame = advert.frame(GUEST, MAC, ALL_NODES);
         assert_eq!((checked(&frame).1.len(), checked(&frame).1[35]), (88, 0x80));
+        advert.nat64 = Some(crate::nat64::PREFIX);
+        let frame = advert.frame(GUEST, MAC, ALL_NODES);
+        // 1800 s are 225 units, above three bits.
+        let pref64 = [38, 2, 7, 8, 0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(checked(&frame).1[88..], pref64);
     }
 
     #[test]

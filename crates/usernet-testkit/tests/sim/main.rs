@@ -12,6 +12,7 @@ mod fragments;
 mod ipv6;
 mod limits;
 mod loss;
+mod nat64;
 mod policy;
 mod switch;
 mod time;

@@ -74,12 +74,12 @@ impl Worker {
         state: &str,
         last: Instant,
     ) -> FlowInfo {
-        let FlowKey { port, guest, peer } = entry.key;
+        let FlowKey { port, guest, .. } = entry.key;
         FlowInfo {
             protocol: protocol.to_owned(),
             port: self.ports.contains_key(&port).then_some(port.0),
             guest: guest.to_socket_addr(),
-            peer: peer.map(|peer| peer.to_socket_addr()),
+            peer: entry.key.one_peer().map(|peer| peer.to_socket_addr()),
             origin: origin.to_owned(),
             state: state.to_owned(),
             bytes_out: 0,

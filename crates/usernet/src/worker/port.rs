@@ -242,9 +242,12 @@ impl Worker {
                         rx.slices(index, payload, slices);
                     });
                 }
-                Verdict::Ping { flow, ident, to, message, delivery } => {
-                    rx.slices(index, message, &mut slices);
+                Verdict::Ping { flow, ident, to, header, payload, delivery } => {
+                    slices.push(IoSlice::new(&header));
+                    rx.slices(index, payload, &mut slices);
                     self.send_ping(flow, ident, to, &slices, delivery);
+                    // The header goes with this frame.
+                    slices = Vec::new();
                 }
                 Verdict::Dns { query, payload } => {
                     let mut message = vec![0; payload.len()];
