@@ -41,8 +41,8 @@ use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::{
     Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, Headers,
-    IPV6_MORE, IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP,
-    PROTOCOL_UDP, TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
+    IPV6_HEADER_LEN, IPV6_MIN_MTU, IPV6_MORE, IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
 };
 use config::{Place, gateway_mac};
 use ipv6::Arrived;
@@ -625,6 +625,16 @@ impl Network {
         let named =
             addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link && !self.config.restrict;
         if named { addr } else { self.config.gateway_of(guest) }
+    }
+
+    /// How a packet, with so many bytes behind its IP header, goes on. IPv6 takes for granted that 1280 bytes
+    /// arrive in one piece: on the way over IPv4, which may be narrower, they may be cut (RFC 7915 §5.1).
+    fn delivery(&self, ip: &IpHeader, len: usize) -> Delivery {
+        let mut delivery = Delivery::from(ip);
+        if self.config.translated(ip.dst).is_some() {
+            delivery.dont_fragment &= IPV6_HEADER_LEN + len > usize::from(IPV6_MIN_MTU);
+        }
+        delivery
     }
 
     /// The peer in the key of a flow to `dst` that serves all peers of its kind.

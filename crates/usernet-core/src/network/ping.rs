@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::config::Place;
-use super::{Delivery, Network, Output, Packet, Verdict, arm, disarm};
+use super::{Network, Output, Packet, Verdict, arm, disarm};
 use crate::drops::DropReason;
 use crate::port::PortId;
 use crate::table::{Endpoint, FlowId, FlowKey};
@@ -106,7 +106,7 @@ impl Network {
             to,
             header: echo.to_bytes(),
             payload,
-            delivery: Delivery::from(&packet.ip),
+            delivery: self.delivery(&packet.ip, packet.transport.len()),
         })
     }
 

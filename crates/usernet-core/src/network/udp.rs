@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::config::Place;
 use super::tcp::EPHEMERAL;
-use super::{Delivery, DnsQuery, MulticastService, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
+use super::{DnsQuery, MulticastService, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
 use crate::datagrams::{Datagrams, Origin};
 use crate::drops::DropReason;
 use crate::frame::FrameBytes;
@@ -234,7 +234,9 @@ impl Network {
             // What goes to a group comes here by no unicast packet.
             UdpKind::Multicast { .. } => return Err(DropReason::Multicast),
         };
-        Ok(Verdict::Udp { flow, via, to, payload, segment, delivery: Delivery::from(&packet.ip) })
+        let len = if segment == 0 { payload.len() } else { segment.into() };
+        let delivery = self.delivery(&packet.ip, UDP_HEADER_LEN + len);
+        Ok(Verdict::Udp { flow, via, to, payload, segment, delivery })
     }
 
     pub(super) fn insert_udp(&mut self, key: FlowKey, mac: MacAddr, kind: UdpKind, now: Instant) -> FlowId {
