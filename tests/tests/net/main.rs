@@ -16,6 +16,7 @@ mod ipv6;
 mod join;
 mod load;
 mod names;
+mod nat64;
 mod path;
 mod ping;
 mod policy;
