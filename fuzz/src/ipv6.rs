@@ -25,6 +25,7 @@ fn mac(guest: u8) -> MacAddr {
 pub fn ipv6(data: &[u8]) {
     let mut net = Network::new(Config {
         net6: Some(dhcp6::Config::default()),
+        nat64: true,
         multicast: MulticastService::ALL.to_vec(),
         ..Config::default()
     });
@@ -44,7 +45,10 @@ pub fn ipv6(data: &[u8]) {
         let frame = [&header.to_bytes()[..], packet].concat();
         let port = PortId(guest.into());
         match net.handle_frame(port, &frame[..], now) {
-            Verdict::Ping { payload, .. } | Verdict::Udp { payload, .. } | Verdict::Dns { payload, .. } | Verdict::Tcp { payload, .. } => {
+            Verdict::Ping { payload, .. }
+            | Verdict::Udp { payload, .. }
+            | Verdict::Dns { payload, .. }
+            | Verdict::Tcp { payload, .. } => {
                 let _ = &frame[payload];
             }
             Verdict::Reply { headers, payload } => check_frame(&finish(&headers, &frame[payload])),

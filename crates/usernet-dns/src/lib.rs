@@ -7,6 +7,8 @@
 //! and the OPT record, which is between neighbours. Answers are kept for as long as they allow. resolv.conf
 //! and hosts are followed as they change.
 //!
+//! For guests without IPv4, names are given IPv6 addresses that stand for IPv4 ones (DNS64, `dns64.rs`).
+//!
 //! It does not validate DNSSEC (the DO, AD and CD bits pass through, so that a guest or the upstream can),
 //! apply search lists (the guest has its own), or answer in more than one message (zone transfers).
 //!

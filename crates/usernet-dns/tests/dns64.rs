@@ -279,3 +279,31 @@ async fn names_of_the_host_and_of_the_prefix_are_answered_here() {
     }
     assert!(upstream.asked().is_empty());
 }
+
+#[tokio::test]
+async fn whatever_bytes_an_upstream_sends_there_is_an_answer() {
+    let upstream = Upstream::start(|query, _| {
+        let asked = query.queries[0].name().clone();
+        let mut labels = asked.iter().map(|label| str::from_utf8(label).unwrap().parse::<usize>());
+        let (at, of_a) = (labels.next()?.ok()?, labels.next()?.ok()? == 1);
+        let chain = [alias(&asked.to_ascii(), "host.test."), a("host.test.", 60, [192, 0, 2, 1])];
+        let is_a = query.queries[0].query_type() == RecordType::A;
+        let reply = if is_a { reply(query, chain) } else { negative(query, ResponseCode::NoError, 30) };
+        let mut reply = reply.to_vec().ok()?;
+        if is_a == of_a {
+            // Behind the question: others are not believed.
+            *reply.get_mut(at)? ^= 0xc5;
+        }
+        Some(reply)
+    })
+    .await;
+    let timeout = Duration::from_millis(100);
+    let resolver = Resolver::new(Config { timeout, ..config(&upstream) }).unwrap();
+    for at in 30..80 {
+        for of_a in [0, 1] {
+            let (code, addresses) = look_up(&resolver, &format!("{at}.{of_a}.test.")).await;
+            assert!(code == ResponseCode::ServFail || code == ResponseCode::NoError, "{at} {of_a}");
+            assert!(addresses.len() <= 1, "{at} {of_a}");
+        }
+    }
+}

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
+use usernet_core::nat64;
+
 use crate::{ForwardRule, IPV6_MIN_MTU, MulticastService, Net6};
 
 /// The configuration of a network. The default is QEMU's: 10.0.2.0/24, gateway .2, DNS .3, DHCP from
@@ -142,6 +144,11 @@ impl Config {
                 "NAT64 is for guests with IPv6, and these have none: leave IPv6 on, with an MTU of \
                  {IPV6_MIN_MTU} or more"
             )
+        })?;
+        let translated = self.net6.as_ref().is_some_and(|net| net.contains(nat64::PREFIX));
+        check(!self.nat64 || !translated, || {
+            "IPv4 addresses lie behind 64:ff9b::/96 (NAT64): choose another IPv6 network, such as fd00::/64"
+                .into()
         })?;
         for upstream in &self.dns_upstreams {
             check(upstream.port() != 0 && !upstream.ip().is_unspecified(), || {
@@ -363,6 +370,9 @@ mod tests {
             (c.net6, c.forwards) = (None, vec!["tcp::1-[fd00::15]:1".parse().unwrap()]);
         });
         refused("NAT64 is for guests with IPv6", |c| (c.net6, c.nat64) = (None, true));
+        refused("(NAT64): choose another IPv6 network", |c| {
+            (c.net6, c.nat64) = (Some(Net6::for_prefix("64:ff9b::".parse().unwrap(), 64)), true);
+        });
         refused("an MTU of 1000 bytes is too small", |c| {
             (c.net6, c.mtu, c.forwards) = (None, 1000, vec!["tcp::1-[fd00::15]:1".parse().unwrap()]);
         });

@@ -39,10 +39,14 @@ impl Net6 {
         Self { prefix: at(0), prefix_len, gateway: at(2), dns: at(3), dhcp_start: at(0x15) }
     }
 
+    /// Whether an address is on the network.
+    pub(crate) fn contains(&self, address: Ipv6Addr) -> bool {
+        Self::for_prefix(address, self.prefix_len).prefix == self.prefix
+    }
+
     /// Whether an address is on the network and not its own.
     pub(crate) fn has_guest(&self, address: Ipv6Addr) -> bool {
-        let net = Self::for_prefix(address, self.prefix_len).prefix;
-        net == self.prefix && ![self.prefix, self.gateway, self.dns].contains(&address)
+        self.contains(address) && ![self.prefix, self.gateway, self.dns].contains(&address)
     }
 
     pub(crate) fn validate(&self, mtu: u16) -> Result<(), ConfigError> {
@@ -71,7 +75,7 @@ impl Net6 {
             ("first DHCPv6 address", dhcp_start, defaults.dhcp_start),
         ];
         for (index, (what, address, default)) in own.into_iter().enumerate() {
-            let inside = Self::for_prefix(*address, *prefix_len).prefix == *prefix && address != prefix;
+            let inside = self.contains(*address) && address != prefix;
             check(inside, || {
                 format!(
                     "the {what} {address} is no host's address in {prefix}/{prefix_len}: choose one, such as {default}"
