@@ -59,7 +59,7 @@ fn connect(peer: &str) -> io::Result<()> {
 
 /// Sends one datagram and prints the answer and who it came from.
 fn udp(peer: &str, text: &str) -> io::Result<()> {
-    let socket = UdpSocket::bind((if peer.starts_with('[') { "::" } else { "0.0.0.0" }, 0))?;
+    let socket = udp_socket(peer)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(peer)?;
     socket.send(text.as_bytes())?;
@@ -105,7 +105,7 @@ fn ask_group(port: u16, group: &str, text: &str) -> io::Result<()> {
 /// Sends datagrams by one call, the last a byte shorter, and prints how long those are that come back
 /// and the digest of what they say.
 fn burst(peer: &str, seed: u64, size: u16, count: usize) -> io::Result<()> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    let socket = udp_socket(peer)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut payload = vec![0; usize::from(size) * count - 1];
     Noise::new(seed).read_exact(&mut payload)?;
@@ -191,6 +191,11 @@ fn echo_udp(port: u16) -> io::Result<()> {
         println!("from {}", from.ip());
         socket.send_to(&buffer[..length], from)?;
     }
+}
+
+/// A socket of the peer's kind of IP.
+fn udp_socket(peer: &str) -> io::Result<UdpSocket> {
+    UdpSocket::bind((if peer.starts_with('[') { "::" } else { "0.0.0.0" }, 0))
 }
 
 fn dial(peer: &str) -> io::Result<TcpStream> {
