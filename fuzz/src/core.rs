@@ -70,7 +70,11 @@ impl World {
             ..Limits::default()
         };
         let mut world = Self {
-            net: Network::new(Config { limits, multicast: MulticastService::ALL.to_vec(), ..Config::default() }),
+            net: Network::new(Config {
+                limits,
+                multicast: MulticastService::ALL.to_vec(),
+                ..Config::default()
+            }),
             now: Instant::from_micros(5_000_000),
             ports: [PortId(0), PortId(1)],
             next_port: 2,

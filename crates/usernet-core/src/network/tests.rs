@@ -360,7 +360,7 @@ fn a_question_to_a_group_goes_to_other_guests_and_to_the_hosts_network() {
     for source in 1..=u16::try_from(limit).unwrap() + 10 {
         let ip = IpHeader { ttl: 255, ..IpHeader::new(FIRST.into(), mdns.into(), PROTOCOL_UDP) };
         let group = MacAddr([1, 0, 0x5e, 0, 0, 251]);
-        let mut frame = crate::wire::Headers::udp(group, A, &ip, (source, 5353), 12, u16::MAX).to_vec();
+        let mut frame = Headers::udp(group, A, &ip, (source, 5353), 12, u16::MAX).to_vec();
         frame.extend([0; 12]);
         let verdict = network.handle_frame(PortId(1), &frame[..], at(0));
         assert!(matches!(&verdict, Verdict::Flood(others) if *others == [PortId(2)]), "{verdict:?}");

@@ -1,4 +1,5 @@
 //! What is put together, and the classes of mistakes that others have made with it.
+#![expect(clippy::cast_possible_truncation, reason = "lengths that the tests chose")]
 
 use super::super::{Config, Output};
 use super::*;
@@ -60,7 +61,7 @@ impl Piece {
             let mut header = [0; IPV4_HEADER_LEN];
             ip.emit_v4(&mut header, self.data.len());
             header[4..6].copy_from_slice(&(self.ident as u16).to_be_bytes());
-            header[6..8].copy_from_slice(&(field / 8 | u16::from(self.more) << 13).to_be_bytes());
+            header[6..8].copy_from_slice(&((field / 8) | (u16::from(self.more) << 13)).to_be_bytes());
             frame.extend(header);
         } else {
             let mut header = [0; IPV6_HEADER_LEN];
@@ -253,7 +254,7 @@ fn packets_are_told_apart_by_addresses_protocol_and_identification() {
 #[test]
 fn overlaps_and_contradictions_refuse_the_packet_and_all_that_follows() {
     let data = datagram(64);
-    let other = vec![0xff; 64];
+    let other = [0xff; 64];
     // Pieces as (start, end, more); the last is what is refused.
     let cases: &[&[(usize, usize, bool)]] = &[
         &[(0, 16, true), (8, 24, true)],
