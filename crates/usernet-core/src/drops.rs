@@ -85,6 +85,8 @@ drop_reasons! {
     FlowLimit => "flow-limit",
     /// A connect while too many are pending for this guest.
     PendingLimit => "pending-limit",
+    /// A connection whose address the host has no more, or no route for; it was reset.
+    HostChanged => "host-changed",
     /// The host is out of descriptors, ports or memory.
     HostExhausted => "host-exhausted",
     /// A malformed UDP header.

@@ -1,4 +1,4 @@
-//! The host's own addresses.
+//! The host's own addresses, and its interfaces.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
@@ -36,6 +36,17 @@ pub fn outward_interface_v6() -> Option<u32> {
     };
     let interface = interfaces.find(has_source)?;
     if_nametoindex(interface.interface_name.as_str()).ok()
+}
+
+/// The names of all interfaces of this network namespace, sorted, each once.
+///
+/// # Errors
+/// The system does not tell.
+pub fn interfaces() -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = getifaddrs()?.map(|interface| interface.interface_name).collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
 }
 
 #[cfg(test)]

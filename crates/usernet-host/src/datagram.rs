@@ -14,6 +14,7 @@ use usernet_core::host::HostError;
 use usernet_core::wire::{IcmpError, Offender};
 
 use crate::error::host_error;
+use crate::routes::Source;
 use crate::sys;
 
 /// Where a datagram goes, and how.
@@ -21,9 +22,8 @@ use crate::sys;
 pub struct Envelope {
     /// To whom. A ping socket ignores the port.
     pub to: SocketAddr,
-    /// The local address that it leaves by (`IP_PKTINFO`); `None`: what the socket is bound to, or
-    /// what the routes say.
-    pub from: Option<IpAddr>,
+    /// By what it leaves (`IP_PKTINFO`), where that is not what the socket is bound to.
+    pub from: Source,
     /// Hops it may take, 1 to 255; `None`: the host's default.
     pub ttl: Option<u8>,
     /// DSCP and ECN, as they stand in the IP header.
@@ -130,7 +130,16 @@ pub(crate) fn send_once(fd: impl AsFd, iov: &[IoSlice<'_>], envelope: &Envelope,
 /// queue keeps it, so a failed call is made once more.
 pub(crate) fn send(fd: impl AsFd, iov: &[IoSlice<'_>], envelope: &Envelope) -> result::Result<(), HostError> {
     let send = || send_once(&fd, iov, envelope, 0);
-    send().or_else(|_| send()).map_err(host_error)
+    send().or_else(|_| send()).map_err(|errno| unsent(errno, envelope))
+}
+
+/// Why a datagram could not be sent.
+pub(crate) fn unsent(errno: Errno, envelope: &Envelope) -> HostError {
+    match errno {
+        // No address of this host (any more).
+        Errno::INVAL if envelope.from.address.is_some() => HostError::NetUnreachable,
+        errno => host_error(errno),
+    }
 }
 
 /// Takes in one datagram; `None` when there is none. An error that waits for an earlier datagram is
@@ -264,20 +273,8 @@ impl Control {
     pub(crate) fn new(envelope: &Envelope, segment: u16) -> Self {
         let mut control = Self { buffer: [0; 112], len: 0 };
         let ipv4 = envelope.to.is_ipv4();
-        match envelope.from {
-            // in_pktinfo: interface (0: as routed), the local address, unused.
-            Some(IpAddr::V4(from)) => {
-                let mut data = [0; 12];
-                data[4..8].copy_from_slice(&from.octets());
-                control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &data);
-            }
-            // in6_pktinfo: the local address, interface.
-            Some(IpAddr::V6(from)) => {
-                let mut data = [0; 20];
-                data[..16].copy_from_slice(&from.octets());
-                control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
-            }
-            None => {}
+        if envelope.from != Source::default() {
+            control.push_source(envelope.from, ipv4);
         }
         if let Some(ttl) = envelope.ttl {
             let kind = if ipv4 { libc::IP_TTL } else { libc::IPV6_HOPLIMIT };
@@ -291,6 +288,28 @@ impl Control {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
         }
         control
+    }
+
+    #[inline(never)]
+    fn push_source(&mut self, Source { address, interface }: Source, ipv4: bool) {
+        let interface = interface.to_ne_bytes();
+        if ipv4 {
+            // in_pktinfo: interface (0: as routed), the local address (0: likewise), unused.
+            let mut data = [0; 12];
+            data[..4].copy_from_slice(&interface);
+            if let Some(IpAddr::V4(address)) = address {
+                data[4..8].copy_from_slice(&address.octets());
+            }
+            self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &data);
+        } else {
+            // in6_pktinfo: the local address, interface.
+            let mut data = [0; 20];
+            if let Some(IpAddr::V6(address)) = address {
+                data[..16].copy_from_slice(&address.octets());
+            }
+            data[16..].copy_from_slice(&interface);
+            self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
+        }
     }
 
     fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {

@@ -7,7 +7,7 @@ pub(crate) fn host_error(errno: Errno) -> HostError {
     match errno {
         Errno::CONNREFUSED => HostError::Refused,
         Errno::CONNRESET | Errno::CONNABORTED | Errno::PIPE => HostError::Reset,
-        Errno::NETUNREACH | Errno::NETDOWN => HostError::NetUnreachable,
+        Errno::NETUNREACH | Errno::NETDOWN | Errno::NODEV => HostError::NetUnreachable,
         Errno::HOSTUNREACH | Errno::HOSTDOWN | Errno::NONET => HostError::HostUnreachable,
         Errno::ACCESS | Errno::PERM => HostError::Prohibited,
         Errno::MSGSIZE => HostError::TooLong,

@@ -16,6 +16,9 @@
 //! buffers and *discarded* when the guest has acknowledged, so the socket's receive queue is the
 //! retransmission buffer. [`kept::Kept`] holds what a guest sent out of order.
 //!
+//! By which address and interface something leaves is said by a [`Source`]; whether a connection's [`Path`]
+//! is still there, the kernel is asked, and [`changes`] tells when to.
+//!
 //! Nothing here decides: destinations are classified, retries timed and errors turned into packets
 //! elsewhere. What the host refuses comes out as a [`usernet_core::host::HostError`].
 
@@ -30,9 +33,11 @@ pub mod listen;
 pub mod outbox;
 pub mod ping;
 mod ring;
+mod routes;
 mod sys;
 pub mod tcp;
 pub mod udp;
 
-pub use addresses::{addresses, outward_interface_v6};
+pub use addresses::{addresses, interfaces, outward_interface_v6};
 pub use datagram::{Envelope, Icmp, QueuedError, Received};
+pub use routes::{Lost, Path, Source, changes, has_address, interface};

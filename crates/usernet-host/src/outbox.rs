@@ -14,7 +14,6 @@ use usernet_core::host::HostError;
 use usernet_core::wire::ICMP_MAX_QUOTE;
 
 use crate::datagram::{self, Control, Envelope};
-use crate::error::host_error;
 use crate::sys;
 
 /// Messages that one call takes at most.
@@ -119,7 +118,8 @@ impl<'a> Outbox<'a> {
         // There is no more room for a part of them.
         if count == 1 || error == Errno::AGAIN {
             let payload = payload.take(ICMP_MAX_QUOTE).collect();
-            return unsent(Unsent { to, datagrams: count, error: host_error(error), payload });
+            let error = datagram::unsent(error, &message.envelope);
+            return unsent(Unsent { to, datagrams: count, error, payload });
         }
         for _ in 0..count {
             let mut datagram: Vec<u8> = payload.by_ref().take(message.datagrams.longest()).collect();

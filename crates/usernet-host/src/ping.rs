@@ -72,17 +72,20 @@ impl fmt::Display for PingForbidden {
 impl std::error::Error for PingForbidden {}
 
 impl PingEnd {
-    /// Opens a socket at `source` (the unspecified address of a family, to leave it to the routes)
-    /// for echo requests with the identifier `ident`, or any other where that is in use or 0.
+    /// Opens a socket at `source` (the unspecified address of a family, to leave it to the routes; for
+    /// IPv6, the kernel takes the address of a request's [`Envelope`] for nothing) for echo requests with the identifier `ident`, or any other where that is in use or 0.
     ///
     /// # Errors
-    /// [`HostError::Prohibited`]: this process may not; or no descriptors are left.
+    /// [`HostError::Prohibited`]: this process may not; [`HostError::NetUnreachable`]: `source` is no
+    /// address of this host; or no descriptors are left.
     pub fn open(source: IpAddr, ident: u16) -> Result<Self, HostError> {
         Self::bind(source, ident)
             .or_else(|errno| match errno {
                 Errno::ADDRINUSE => Self::bind(source, 0),
                 errno => Err(errno),
             })
+            // A source that is gone is no way to anywhere.
+            .map_err(|errno| if errno == Errno::ADDRNOTAVAIL { Errno::NETUNREACH } else { errno })
             .map_err(host_error)
     }
 

@@ -35,6 +35,17 @@ pub(crate) fn set_int(fd: impl AsFd, level: c_int, name: c_int, value: c_int) ->
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
+/// A socket option that is an `int`.
+pub(crate) fn get_int(fd: impl AsFd, level: c_int, name: c_int) -> Result<c_int> {
+    let mut value: c_int = 0;
+    let mut len = socklen::<c_int>();
+    // SAFETY: the kernel writes at most `len` bytes into the value, which has that size.
+    let result = unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, ptr::from_mut(&mut value).cast(), &mut len)
+    };
+    if result == 0 { Ok(value) } else { Err(last_errno()) }
+}
+
 /// Some of a socket's memory counters (`SO_MEMINFO`), in bytes of memory.
 pub(crate) struct Memory {
     pub(crate) send_buffer: u32,

@@ -23,7 +23,7 @@
 //! and drops what it had yet to send. [`TcpEnd::reset`] resets on purpose.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
@@ -39,6 +39,7 @@ use usernet_core::host::{HostError, PeekEnd};
 use crate::epoll::Event;
 use crate::error::host_error;
 use crate::ring::Ring;
+use crate::routes::{Path, Source};
 use crate::{datagram, sys};
 
 /// Slices that one system call takes (`UIO_MAXIOV`).
@@ -112,13 +113,12 @@ impl PeekSupport {
 }
 
 impl TcpEnd {
-    /// Begins to connect to `to`, from `source` when one is given, by segments with this DSCP (as it stands
-    /// in an IP header). The outcome is told by an event;
-    /// [`TcpEnd::finish_connect`] says which.
+    /// Begins to connect to `to`, by segments with this DSCP (as it stands in an IP header). The outcome is
+    /// told by an event; [`TcpEnd::finish_connect`] says which.
     ///
     /// # Errors
     /// Nothing can be sent there, or no descriptors or ports are left.
-    pub fn connect(to: SocketAddr, source: Option<IpAddr>, dscp: u8) -> Result<Self, HostError> {
+    pub fn connect(to: SocketAddr, source: Source, dscp: u8) -> Result<Self, HostError> {
         Self::try_connect(to, source, dscp).map_err(host_error)
     }
 
@@ -281,6 +281,18 @@ impl TcpEnd {
         let _ = net::shutdown(&self.fd, Shutdown::Write);
     }
 
+    /// The way that its packets go: to `to`, where it was told to connect, or to whoever connected.
+    /// `None`: it is over, or goes nowhere but to the host's loopback or a service of this process.
+    pub fn path(&self, to: Option<SocketAddr>) -> Option<Path> {
+        if self.kind == Kind::Unix {
+            return None;
+        }
+        let peer = to.or_else(|| net::getpeername(&self.fd).ok().flatten()?.try_into().ok())?;
+        let local = SocketAddr::try_from(net::getsockname(&self.fd).ok()?).ok()?;
+        let interface = sys::get_int(&self.fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX).unwrap_or(0);
+        (!peer.ip().is_loopback()).then(|| Path::new(local, peer, interface.unsigned_abs()))
+    }
+
     /// Breaks the connection: the peer sees a reset (a service behind a Unix socket sees the end of
     /// the stream), and what was not yet sent is dropped.
     pub fn reset(self) {
@@ -292,7 +304,7 @@ impl TcpEnd {
         Self { fd, kind, queue, writable: false, read_closed: false, urgent: false, space: 0, used: 0 }
     }
 
-    fn try_connect(to: SocketAddr, source: Option<IpAddr>, dscp: u8) -> rustix::io::Result<Self> {
+    fn try_connect(to: SocketAddr, source: Source, dscp: u8) -> rustix::io::Result<Self> {
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd = open(family)?;
         let queue = configure(&fd, family)?;
@@ -302,11 +314,7 @@ impl TcpEnd {
         if dscp != 0 {
             datagram::set_tos(&end.fd, to.is_ipv4(), dscp)?;
         }
-        if let Some(source) = source {
-            // The port is chosen by the connect, which knows the destination: far more of them.
-            sys::set_int(&end.fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-            net::bind(&end.fd, &SocketAddr::new(source, 0))?;
-        }
+        source.apply(&end.fd)?;
         match net::connect(&end.fd, &to) {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(end),
             Err(errno) => Err(errno),

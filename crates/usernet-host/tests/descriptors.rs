@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{LOCALHOST, Watch};
 use usernet_core::host::HostError;
+use usernet_host::Source;
 use usernet_host::limits::raise_descriptor_limit;
 use usernet_host::listen::{Accept, TcpForward};
 use usernet_host::tcp::TcpEnd;
@@ -27,7 +28,10 @@ fn running_out_of_descriptors_is_survived() {
         peers.push(peer);
     }
     assert!(matches!(forward.accept(), Ok(Accept::Exhausted)));
-    assert_eq!(TcpEnd::connect(forward.local_addr(), None, 0).map(drop), Err(HostError::Exhausted));
+    assert_eq!(
+        TcpEnd::connect(forward.local_addr(), Source::default(), 0).map(drop),
+        Err(HostError::Exhausted)
+    );
     assert_eq!(UdpEnd::open(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).map(drop), Err(HostError::Exhausted));
 
     assert_eq!(raise_descriptor_limit(), hard.unwrap_or(u64::MAX));

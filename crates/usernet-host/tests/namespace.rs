@@ -18,7 +18,7 @@ use usernet_core::wire::{IcmpError, Offender};
 use usernet_host::ping::{PingEnd, ping_allowed};
 use usernet_host::tcp::TcpEnd;
 use usernet_host::udp::UdpEnd;
-use usernet_host::{Envelope, Icmp, QueuedError};
+use usernet_host::{Envelope, Icmp, Lost, QueuedError, Source, has_address, interface};
 
 /// 10.9.0.1 is here, 10.9.0.2 the router, and behind it lie places that it treats each in its way.
 const NETWORK: &str = r#"
@@ -76,8 +76,13 @@ fn routers_that_say_no() {
     inside("inside_routers_that_say_no", "yes");
 }
 
+#[test]
+fn ways_that_are_lost() {
+    inside("inside_ways_that_are_lost", "no");
+}
+
 fn envelope(to: &str) -> Envelope {
-    Envelope { to: to.parse().unwrap(), from: None, ttl: None, tos: 0 }
+    Envelope { to: to.parse().unwrap(), from: Source::default(), ttl: None, tos: 0 }
 }
 
 /// An echo request of sequence number 5 with an identifier and a checksum that are wrong.
@@ -163,7 +168,7 @@ fn inside_ping_forbidden() {
 fn inside_routers_that_say_no() {
     assert_eq!(connect(PROHIBITED.parse().unwrap()).map(drop), Err(HostError::Prohibited));
     assert_eq!(connect(UNREACHABLE.parse().unwrap()).map(drop), Err(HostError::HostUnreachable));
-    let mut pending = TcpEnd::connect(SILENT.parse().unwrap(), None, 0).unwrap();
+    let mut pending = TcpEnd::connect(SILENT.parse().unwrap(), Source::default(), 0).unwrap();
     assert_eq!(pending.finish_connect(), Ok(false));
     assert_eq!(Watch::new(&pending).next_within(Duration::ZERO), None);
 
@@ -188,5 +193,45 @@ fn inside_routers_that_say_no() {
     let nowhere =
         Envelope { to: SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9)), ..envelope(SILENT) };
     assert_eq!(send(&none, &[b"hello"], nowhere), Err(HostError::NetUnreachable));
-    assert_eq!(TcpEnd::connect(nowhere.to, None, 0).map(drop), Err(HostError::NetUnreachable));
+    assert_eq!(TcpEnd::connect(nowhere.to, Source::default(), 0).map(drop), Err(HostError::NetUnreachable));
+}
+
+/// Runs `ip`; waits until word of a change has come.
+fn change(changes: &mut Watch, arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+    changes.until(|event| event.readable());
+}
+
+#[test]
+#[ignore = "the inner half of `ways_that_are_lost`, which runs it in a network namespace of its own"]
+fn inside_ways_that_are_lost() {
+    let changes = usernet_host::changes().unwrap();
+    let changes = &mut Watch::new(&changes);
+    let to = SILENT.parse().unwrap();
+    let pending = TcpEnd::connect(to, Source::default(), 0).unwrap();
+    let way = pending.path(Some(to)).unwrap();
+    assert_eq!((way.local(), way.peer(), way.lost()), ([10, 9, 0, 1].into(), to.ip(), None));
+    assert!(has_address(way.local()) && !has_address(to.ip()));
+    change(changes, "route del default");
+    assert_eq!(way.lost(), Some(Lost::Route));
+    change(changes, "route add unreachable default");
+    assert_eq!(way.lost(), Some(Lost::Route));
+    change(changes, "route replace default via 10.9.0.2");
+    assert_eq!(way.lost(), None);
+    change(changes, "link set here down");
+    assert_eq!(way.lost(), Some(Lost::Route));
+    change(changes, "addr del 10.9.0.1/24 dev here");
+    assert_eq!(way.lost(), Some(Lost::Address));
+
+    assert!(interface("nowhere").is_err());
+    let here = Source { interface: interface("here").unwrap(), ..Source::default() };
+    assert_eq!(TcpEnd::connect(to, here, 0).map(drop), Err(HostError::NetUnreachable));
+    let gone = Source { address: Some(way.local()), interface: i32::MAX.unsigned_abs() };
+    for from in [gone, Source { interface: 0, ..gone }, Source { address: None, ..gone }] {
+        assert_eq!(TcpEnd::connect(to, from, 0).map(drop), Err(HostError::NetUnreachable), "{from:?}");
+        let end = UdpEnd::open(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).unwrap();
+        let unsent = send(&end, &[b"hello"], Envelope { from, ..envelope(SILENT) });
+        assert_eq!(unsent, Err(HostError::NetUnreachable), "{from:?}");
+    }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 use support::{Dice, LOCALHOST, Watch, connect, pairs, stream_bytes, tcp_pair, unix_pair};
 use usernet_core::host::{HostError, PeekEnd};
+use usernet_host::Source;
 use usernet_host::epoll::{Events, Interest, Poll, Waker};
 use usernet_host::listen::{Accept, TcpForward};
 use usernet_host::tcp::TcpEnd;
@@ -209,10 +210,13 @@ fn a_refused_connect_says_so() {
 fn connects_from_the_address_that_was_asked_for() {
     let listener = TcpListener::bind((LOCALHOST, 0)).unwrap();
     let source = "127.0.0.9".parse().unwrap();
-    let _end = TcpEnd::connect(listener.local_addr().unwrap(), Some(source), 0).unwrap();
+    let _end =
+        TcpEnd::connect(listener.local_addr().unwrap(), Source { address: Some(source), interface: 0 }, 0)
+            .unwrap();
     assert_eq!(listener.accept().unwrap().1.ip(), source);
-    let foreign = TcpEnd::connect(listener.local_addr().unwrap(), Some("192.0.2.1".parse().unwrap()), 0);
-    assert_eq!(foreign.map(drop), Err(HostError::Exhausted), "no address of this host");
+    let foreign = Source { address: Some("192.0.2.1".parse().unwrap()), interface: 0 };
+    let foreign = TcpEnd::connect(listener.local_addr().unwrap(), foreign, 0);
+    assert_eq!(foreign.map(drop), Err(HostError::NetUnreachable), "no address of this host");
 }
 
 #[test]

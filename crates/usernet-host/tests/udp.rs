@@ -14,13 +14,13 @@ use usernet_core::wire::{IcmpError, Offender};
 use usernet_host::inbox::{Batch, Inbox};
 use usernet_host::outbox::Outbox;
 use usernet_host::udp::UdpEnd;
-use usernet_host::{Envelope, Icmp, QueuedError};
+use usernet_host::{Envelope, Icmp, QueuedError, Source};
 
 const ANY: [&str; 2] = ["0.0.0.0", "::"];
 const LOOPBACK: [&str; 2] = ["127.0.0.1", "::1"];
 
 fn to(to: SocketAddr) -> Envelope {
-    Envelope { to, from: None, ttl: None, tos: 0 }
+    Envelope { to, from: Source::default(), ttl: None, tos: 0 }
 }
 
 /// Waits for datagrams.
@@ -183,7 +183,7 @@ fn a_forward_answers_from_the_address_that_was_asked() {
         peer.send_to(b"hello", (asked, port)).unwrap();
         let received = receive(&forward).batch(0).unwrap().origin;
         assert_eq!(received.to, Some(asked.parse().unwrap()));
-        let envelope = Envelope { from: received.to, ..to(received.from) };
+        let envelope = Envelope { from: Source { address: received.to, interface: 0 }, ..to(received.from) };
         send(&forward, &[b"welcome"], envelope).unwrap();
         let (_, from) = peer.recv_from(&mut [0; 100]).unwrap();
         assert_eq!(from, SocketAddr::new(asked.parse().unwrap(), port));
@@ -193,7 +193,7 @@ fn a_forward_answers_from_the_address_that_was_asked() {
     let peer = UdpSocket::bind("[::1]:0").unwrap();
     peer.send_to(b"hello", ("::1", forward.local_addr().port())).unwrap();
     let received = receive(&forward).batch(0).unwrap().origin;
-    let envelope = Envelope { from: received.to, ..to(received.from) };
+    let envelope = Envelope { from: Source { address: received.to, interface: 0 }, ..to(received.from) };
     send(&forward, &[b"welcome"], envelope).unwrap();
     assert_eq!(peer.recv_from(&mut [0; 100]).unwrap().1.ip(), received.to.unwrap());
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use usernet_core::nat64;
 
-use crate::{ForwardRule, IPV6_MIN_MTU, MulticastService, Net6};
+use crate::{ForwardRule, IPV6_MIN_MTU, MulticastService, Net6, Outbound};
 
 /// The configuration of a network. The default is QEMU's: 10.0.2.0/24, gateway .2, DNS .3, DHCP from
 /// .15 on; and fd00::/64 beside it.
@@ -57,6 +57,8 @@ pub struct Config {
     /// What guests may ask the host's network for by multicast; without `restrict` only. Whatever else
     /// they send to a group goes to other guests and no farther.
     pub multicast: Vec<MulticastService>,
+    /// By which of the host's addresses and interfaces guests' flows leave.
+    pub outbound: Outbound,
     /// Host ports that are forwarded to guests from the start.
     pub forwards: Vec<ForwardRule>,
     /// A file to write every frame to, as pcapng.
@@ -110,6 +112,7 @@ impl Config {
             host_link_local: false,
             restrict: false,
             multicast: Vec::new(),
+            outbound: Outbound::default(),
             forwards: Vec::new(),
             pcap: None,
             workers: None,
@@ -150,6 +153,7 @@ impl Config {
             "IPv4 addresses lie behind 64:ff9b::/96 (NAT64): choose another IPv6 network, such as fd00::/64"
                 .into()
         })?;
+        self.outbound.validate()?;
         for upstream in &self.dns_upstreams {
             check(upstream.port() != 0 && !upstream.ip().is_unspecified(), || {
                 format!("{upstream} is no DNS server to ask: give an address and a port, such as 9.9.9.9:53")

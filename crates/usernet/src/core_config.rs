@@ -1,13 +1,14 @@
 //! What a configuration means: for the core, and for a guest that is told it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use usernet_core::network as core;
 use usernet_core::{dhcp, dhcp6};
 
+use crate::host::Host;
 use crate::{Config, Error, GuestAddress, GuestConfig, Net6};
 
-pub(crate) fn core_config(config: &Config, descriptors: u64) -> Result<core::Config, Error> {
+pub(crate) fn core_config(config: &Config, host: &Host, descriptors: u64) -> Result<core::Config, Error> {
     let mut limits = core::Limits::default();
     // One guest must not take all descriptors: others, and the network itself, need some.
     limits.tcp = limits.tcp.min(usize::try_from(descriptors / 5 * 4).unwrap_or(usize::MAX));
@@ -22,7 +23,7 @@ pub(crate) fn core_config(config: &Config, descriptors: u64) -> Result<core::Con
         dns: config.dns,
         mtu: config.mtu,
         host_loopback: config.host_loopback,
-        host_addrs: if config.host_loopback { Vec::new() } else { host_addresses()? },
+        host_addrs: host.addresses.clone(),
         host_link_local: config.host_link_local,
         restrict: config.restrict,
         multicast: config.multicast.clone(),
@@ -75,9 +76,4 @@ pub(crate) fn guest_config(config: &Config, (v4, v6): (Option<Ipv4Addr>, Option<
         mtu: config.mtu,
         search: search.cloned().collect(),
     }
-}
-
-fn host_addresses() -> Result<Vec<IpAddr>, Error> {
-    usernet_host::addresses()
-        .map_err(Error::io("cannot list the host's own addresses, which are to be closed"))
 }

@@ -1,11 +1,9 @@
 //! The handle on a running network.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
@@ -19,8 +17,6 @@ use crate::{Config, DropInfo, Error, FlowInfo, ForwardInfo, ForwardRule, GuestCo
 
 /// The worker that has the forwards.
 const FIRST: usize = 0;
-/// How often the host's own addresses are looked at, where guests may not reach them.
-const HOST_ADDRESSES: Duration = Duration::from_secs(2);
 
 /// A handle on a running network. Cheap to clone. A call waits for a worker's next turn;
 /// [`Handle::detached`] and [`Handle::ended`] wait for what they name.
@@ -238,26 +234,5 @@ impl Handle {
 
     fn ask_all<T>(&self, command: impl Fn(SyncSender<T>) -> Command) -> Result<Vec<T>, Error> {
         (0..self.workers.len()).map(|worker| self.ask(worker, &command)).collect()
-    }
-
-    /// Keeps the workers' list of the host's own addresses true.
-    pub(crate) fn follow_host_addresses(&self) {
-        let workers = Arc::clone(&self.workers);
-        self.runtime.spawn(async move {
-            let mut known: Vec<IpAddr> = Vec::new();
-            let mut interval = tokio::time::interval(HOST_ADDRESSES);
-            loop {
-                interval.tick().await;
-                // What cannot be read now has not changed.
-                let Ok(addresses) = usernet_host::addresses() else { continue };
-                if addresses != known {
-                    known.clone_from(&addresses);
-                    let told = |worker: &Commands| worker.send(Command::HostAddresses(addresses.clone()));
-                    if !workers.iter().all(told) {
-                        return;
-                    }
-                }
-            }
-        });
     }
 }

@@ -44,9 +44,11 @@ mod core_config;
 mod error;
 mod forward;
 mod handle;
+mod host;
 mod info;
 mod net6;
 mod network;
+mod outbound;
 mod roster;
 mod worker;
 
@@ -57,5 +59,6 @@ pub use handle::Handle;
 pub use info::{DropInfo, FlowInfo, ForwardInfo, GuestAddress, GuestConfig, LeaseInfo, PortInfo};
 pub use net6::{IPV6_MIN_MTU, Net6};
 pub use network::Network;
+pub use outbound::Outbound;
 pub use usernet_core::network::MulticastService;
 pub use usernet_link as link;

@@ -15,6 +15,7 @@ use usernet_host::epoll::Poll;
 
 use crate::capture::Capture;
 use crate::core_config::core_config;
+use crate::host::Follower;
 use crate::roster::Roster;
 use crate::worker::{Command, Listener, Parts, Worker, mail};
 use crate::{Config, ConfigError, Error, ForwardRule, Handle};
@@ -43,6 +44,7 @@ impl Network {
         {
             tracing::warn!("{forbidden}");
         }
+        let follower = Follower::new(&config)?;
         let listeners: Vec<(ForwardRule, Listener)> = config
             .forwards
             .iter()
@@ -91,7 +93,7 @@ impl Network {
             control: Some(control),
         };
         let origin = std::time::Instant::now();
-        let core = core_config(&config, descriptors)?;
+        let core = core_config(&config, follower.host(), descriptors)?;
         let cores = match workers {
             1 => vec![core::Network::new(core)],
             many => core::Network::split(&core, many),
@@ -109,6 +111,7 @@ impl Network {
                 runtime: handle.runtime.clone(),
                 capture: capture.clone(),
                 default_guest: config.default_guest(),
+                host: Arc::clone(follower.host()),
                 origin,
             })
             .map_err(Error::io("cannot poll an eventfd"))?;
@@ -122,9 +125,7 @@ impl Network {
         for (rule, listener) in listeners {
             network.handle.add_listener(rule, listener)?;
         }
-        if !config.host_loopback {
-            network.handle.follow_host_addresses();
-        }
+        handle.runtime.spawn(follower.follow(Arc::clone(&handle.workers)));
         Ok(network)
     }
 

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 use usernet_core::datagrams::Datagrams;
 use usernet_core::host::HostError;
-use usernet_host::Envelope;
 use usernet_host::epoll::{Event, Events, Interest, Poll};
 use usernet_host::outbox::Outbox;
 use usernet_host::tcp::TcpEnd;
 use usernet_host::udp::UdpEnd;
+use usernet_host::{Envelope, Source};
 
 pub(crate) const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,7 +63,7 @@ impl Watch {
 
 /// Connects to `to` and waits for the outcome.
 pub(crate) fn connect(to: SocketAddr) -> Result<TcpEnd, HostError> {
-    let mut end = TcpEnd::connect(to, None, 0)?;
+    let mut end = TcpEnd::connect(to, Source::default(), 0)?;
     let mut watch = Watch::new(&end);
     loop {
         watch.until(|_| true);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use smoltcp::socket::tcp::State;
+use usernet_core::host::{HostError, HostEvent};
 use usernet_testkit::{App, Close, Ended, Faults, Peer, Rng, Sim, SmolGuest, Then, digest_of};
 
 use super::{assert_streams, connect, is_over, one_guest, wind_down};
@@ -69,6 +70,26 @@ fn a_peer_that_resets_resets_the_guest() {
         let over = sim.run(Duration::from_secs(120), |sim| sim.guest(port).state(stream) == State::Closed);
         assert!(over, "seed {seed}: {:?}", sim.guest(port).state(stream));
         assert!(sim.guest(port).opened(stream));
+        wind_down(sim);
+    }
+}
+
+/// The host has no address or no route for it any more.
+#[test]
+fn a_flow_that_has_lost_its_way_is_reset_at_both_ends() {
+    for seed in 0..20 {
+        let app = App { seed, send: 5_000_000, ..App::default() };
+        let peer = Peer { send: 5_000_000, reads: Some(5000), ..Peer::default() };
+        let (mut sim, port) = one_guest(seed, Faults::default(), faults(seed), peer);
+        let stream = connect(&mut sim, port, app);
+        assert!(sim.run(Duration::from_secs(60), |sim| {
+            sim.host.ends().first().is_some_and(|end| end.received() > 20_000)
+        }));
+        let flow = sim.host.ends()[0].flow;
+        sim.net.tcp_event(flow, HostEvent::Failed(HostError::NetUnreachable), sim.now);
+        let over = sim.run(Duration::from_secs(1), |sim| sim.guest(port).state(stream) == State::Closed);
+        assert!(over, "seed {seed}: {:?}", sim.guest(port).state(stream));
+        assert_eq!(sim.host.ends()[0].ended, Ended::Reset);
         wind_down(sim);
     }
 }

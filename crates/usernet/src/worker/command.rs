@@ -1,6 +1,6 @@
 //! What other threads ask of a worker.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -14,6 +14,7 @@ use usernet_host::udp::UdpEnd;
 use usernet_link::Link;
 
 use super::{Listener, Worker};
+use crate::host::Host;
 use crate::{DropInfo, Error, FlowInfo, ForwardInfo, ForwardRule, LeaseInfo, PortInfo};
 
 /// Where the answer to a command goes. Whoever asked may have stopped waiting.
@@ -67,7 +68,13 @@ pub(crate) enum Command {
         query: DnsQuery,
         answer: Option<Vec<u8>>,
     },
-    HostAddresses(Vec<IpAddr>),
+    /// The host's network is like this now.
+    Host(Arc<Host>),
+    /// The host's network has changed: flows whose address has gone are no more, and those that have no route
+    /// any more, if routes are to be looked at.
+    CheckFlows {
+        routes: bool,
+    },
     Shutdown,
     /// From another worker: a connection for a guest of this one.
     Accepted {
@@ -113,7 +120,8 @@ impl Worker {
             Command::Forwards(reply) => answer(&reply, self.forward_infos()),
             Command::Drops(reply) => answer(&reply, self.drop_infos()),
             Command::DnsAnswer { query, answer } => self.parts.core.dns_answer(&query, answer.as_deref()),
-            Command::HostAddresses(addrs) => self.parts.core.set_host_addrs(addrs),
+            Command::Host(host) => self.host_changed(host),
+            Command::CheckFlows { routes } => self.begin_check(routes),
             Command::Shutdown => self.stop = true,
             Command::Accepted { guest, peer, end } => self.take_accepted(guest, peer, *end),
         }

@@ -18,7 +18,7 @@ use usernet_host::inbox::{self, Batch};
 use usernet_host::outbox::{Outbox, Unsent};
 use usernet_host::ping::PingEnd;
 use usernet_host::udp::UdpEnd;
-use usernet_host::{Envelope, Icmp, QueuedError};
+use usernet_host::{Envelope, Icmp, QueuedError, Source};
 
 use super::port::Sent;
 use super::{Command, Worker, slot};
@@ -104,8 +104,8 @@ impl Worker {
             leaving.by = by;
         }
         let from = match via {
-            UdpVia::Forward { local, .. } => local,
-            UdpVia::Own { .. } => None,
+            UdpVia::Forward { local, .. } => Source { address: local, interface: 0 },
+            UdpVia::Own { .. } => self.parts.host.source(to.ip()),
         };
         let Delivery { ttl, tos, .. } = delivery;
         leaving.outbox.push(Envelope { to, from, ttl: Some(ttl), tos }, datagrams, slices);
@@ -140,7 +140,13 @@ impl Worker {
     pub(super) fn ask_group(&mut self, flow: FlowId, to: SocketAddr, delivery: Delivery, payload: &[u8]) {
         // What is sent over IPv4 goes by a route of the host's. Of IPv6 every link has all groups.
         let to = match to {
-            SocketAddr::V6(to) => SocketAddrV6::new(*to.ip(), to.port(), 0, self.outward()).into(),
+            SocketAddr::V6(group) => {
+                let interface = match self.parts.host.source(to.ip()).interface {
+                    0 => self.outward(),
+                    outbound => outbound,
+                };
+                SocketAddrV6::new(*group.ip(), group.port(), 0, interface).into()
+            }
             to => to,
         };
         let mut leaving = Leaving::default();
@@ -191,36 +197,45 @@ impl Worker {
         message: &[IoSlice<'_>],
         Delivery { ttl, tos, dont_fragment }: Delivery,
     ) {
-        let start = || message.iter().flat_map(|slice| slice.iter().copied()).take(ICMP_MAX_QUOTE).collect();
+        let start = || -> Vec<u8> {
+            message.iter().flat_map(|slice| slice.iter().copied()).take(ICMP_MAX_QUOTE).collect()
+        };
         let poll = &self.parts.poll;
         let slot = slot(&mut self.ping, flow.index);
         if slot.as_ref().is_none_or(|slot| slot.flow != flow) {
-            let opened = PingEnd::open(any_address(to), ident);
+            let source = self.parts.host.ping_address(to).unwrap_or_else(|| any_address(to));
+            let opened = PingEnd::open(source, ident);
             let registered = opened.and_then(|end| {
                 poll.add(end.as_fd(), flow.to_token(), Interest::Read).map_err(|_| HostError::Exhausted)?;
                 Ok(end)
             });
             match registered {
                 Ok(end) => *slot = Some(PingSlot { flow, end, dont_fragment: None, ready: false }),
+                Err(HostError::NetUnreachable) => {
+                    return self.ping_unsent(flow, to, start, HostError::NetUnreachable);
+                }
                 Err(error) => {
                     let forbidden = error == HostError::Prohibited;
                     let reason =
                         if forbidden { DropReason::PingForbidden } else { DropReason::HostExhausted };
-                    let start: Vec<u8> = start();
-                    return self.parts.core.ping_failed(flow, to, &start, reason);
+                    return self.parts.core.ping_failed(flow, to, &start(), reason);
                 }
             }
         }
         let Some(slot) = slot else { return };
-        let envelope = Envelope { to: SocketAddr::new(to, 0), from: None, ttl: Some(ttl), tos };
+        let from = Source { address: None, ..self.parts.host.source(to) };
+        let envelope = Envelope { to: SocketAddr::new(to, 0), from, ttl: Some(ttl), tos };
         let said = slot.dont_fragment.replace(dont_fragment) == Some(dont_fragment);
         let ready = if said { Ok(()) } else { slot.end.dont_fragment(dont_fragment) };
         if let Err(error) = ready.and_then(|()| slot.end.send(message, &envelope)) {
-            self.count_drop(flow, DropReason::PingSend);
-            if let Some(error) = self.send_error(flow, to, error) {
-                let start: Vec<u8> = start();
-                self.parts.core.ping_error(flow, to, &start, error, None);
-            }
+            self.ping_unsent(flow, to, start, error);
+        }
+    }
+
+    fn ping_unsent(&mut self, flow: FlowId, to: IpAddr, start: impl FnOnce() -> Vec<u8>, error: HostError) {
+        self.count_drop(flow, DropReason::PingSend);
+        if let Some(error) = self.send_error(flow, to, error) {
+            self.parts.core.ping_error(flow, to, &start(), error, None);
         }
     }
 
@@ -237,7 +252,7 @@ impl Worker {
         }
     }
 
-    fn count_drop(&mut self, flow: FlowId, reason: DropReason) {
+    pub(super) fn count_drop(&mut self, flow: FlowId, reason: DropReason) {
         if let Some(port) = self.parts.core.port_of(flow) {
             self.parts.core.count_drop(port, reason);
         }

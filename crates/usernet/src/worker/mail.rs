@@ -178,7 +178,7 @@ mod tests {
         let (commands, mail) = mail().unwrap();
         fill(&commands, 60);
         for _ in 0..2 * HANDED {
-            assert!(commands.send(Command::HostAddresses(Vec::new())));
+            assert!(commands.send(Command::CheckFlows { routes: false }));
         }
         assert_eq!(mail.commands.try_iter().count(), 2 * HANDED);
     }

@@ -7,6 +7,7 @@
 //! was not drained stays on a ready list, so work is in proportion to what is ready, and no guest or
 //! flow takes more than its share of a turn.
 
+mod changes;
 mod command;
 mod datagram;
 mod forward;
@@ -33,7 +34,9 @@ use usernet_host::inbox::Inbox;
 use usernet_host::udp::UdpEnd;
 
 use crate::capture::Capture;
+use crate::host::Host;
 use crate::roster::Roster;
+use changes::Check;
 pub(crate) use command::Command;
 use datagram::{PingSlot, UdpSlot};
 pub(crate) use forward::{Forward, Listener};
@@ -73,6 +76,7 @@ pub(crate) struct Parts {
     pub(crate) runtime: runtime::Handle,
     pub(crate) capture: Option<Capture>,
     pub(crate) default_guest: std::net::IpAddr,
+    pub(crate) host: Arc<Host>,
     pub(crate) origin: std::time::Instant,
 }
 
@@ -105,6 +109,8 @@ pub(crate) struct Worker {
     names_changed: bool,
     /// The interface for IPv6 multicast, and until when that holds.
     outward: Option<(u32, Instant)>,
+    /// The host's network has changed, and flows are looked at.
+    check: Option<Check>,
     /// Something that was sent was not taken in yet.
     mail_waits: bool,
     wait: Wait,
@@ -133,6 +139,7 @@ impl Worker {
             link_drops: 0,
             names_changed: false,
             outward: None,
+            check: None,
             mail_waits: false,
             wait: Wait::default(),
             stop: false,
@@ -168,6 +175,7 @@ impl Worker {
         self.read_links();
         self.read_flows();
         self.read_forwards();
+        self.check_flows();
         if self.parts.core.poll_timeout().is_some_and(|at| at <= self.now) {
             self.parts.core.handle_timeout(self.now);
         }
@@ -184,7 +192,7 @@ impl Worker {
 
     fn timeout(&self) -> Option<Duration> {
         let busy = [self.ready_links.len(), self.ready_flows.len(), self.ready_forwards.len()];
-        if self.mail_waits || busy.iter().any(|len| *len > 0) {
+        if self.mail_waits || self.check.is_some() || busy.iter().any(|len| *len > 0) {
             return Some(Duration::ZERO);
         }
         let next = [self.parts.core.poll_timeout(), self.unpark_at].into_iter().flatten().min()?;

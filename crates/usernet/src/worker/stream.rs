@@ -20,7 +20,7 @@ use super::{Worker, slot};
 /// The host end of a TCP flow.
 pub(super) struct TcpSlot {
     flow: FlowId,
-    end: TcpEnd,
+    pub(super) end: TcpEnd,
     kept: Kept,
     connecting: bool,
     /// The core wants to hear of room for sending.
@@ -53,6 +53,12 @@ impl Worker {
         self.parts.core.tcp_event(flow, event, self.now);
     }
 
+    /// The first flow with a host end from place `at` of the table on, and its place.
+    pub(super) fn next_tcp(&self, at: usize) -> Option<(usize, FlowId)> {
+        let slots = self.tcp.iter().enumerate().skip(at);
+        slots.filter_map(|(at, slot)| Some((at, slot.as_ref()?.flow))).next()
+    }
+
     /// Gives a flow its host end.
     pub(super) fn add_tcp(&mut self, flow: FlowId, mut end: TcpEnd, connecting: bool) {
         let registered = self.parts.poll.add(end.as_fd(), flow.to_token(), Interest::ReadWrite);
@@ -72,7 +78,10 @@ impl Worker {
     fn connect(&mut self, flow: FlowId, target: Target, dscp: u8) {
         tracing::debug!(?flow, ?target, "connecting");
         let end = match target {
-            Target::Host(addr) => TcpEnd::connect(addr, None, dscp).map(|end| (end, true)),
+            Target::Host(addr) => {
+                let source = self.parts.host.source(addr.ip());
+                TcpEnd::connect(addr, source, dscp).map(|end| (end, true))
+            }
             Target::Dns => self.dns_stream().map(|end| (end, false)),
         };
         match end {
@@ -99,7 +108,7 @@ impl Worker {
         TcpEnd::from_unix(ours)
     }
 
-    fn tcp_failed(&mut self, flow: FlowId, error: HostError) {
+    pub(super) fn tcp_failed(&mut self, flow: FlowId, error: HostError) {
         tracing::debug!(?flow, %error, "the host end has failed");
         if error == HostError::Exhausted
             && let Some(port) = self.parts.core.port_of(flow)
