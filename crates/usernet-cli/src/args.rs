@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Id, Parser, Subcommand};
-use usernet::{Config, ForwardRule, IPV6_MIN_MTU, MulticastService, Net6};
+use usernet::{Config, ForwardRule, IPV6_MIN_MTU, MulticastService, Net6, Outbound};
 
 use crate::Usage;
 use crate::listen::Endpoint;
@@ -246,6 +246,18 @@ pub(crate) struct NetworkArgs {
     /// other guests and no farther.
     #[arg(long, value_name = "SERVICE", value_parser = parse_service, conflicts_with = "restrict")]
     pub(crate) multicast: Vec<MulticastService>,
+    /// The host's address that guests' flows leave by, one of each kind of IP [default: as routed]
+    ///
+    /// For TCP, UDP and pings to the outside; not for what stays on this host, replies of forwarded ports,
+    /// or queries of the DNS server. While the host does not have the address, guests are told that the
+    /// network is unreachable. slirp4netns: --outbound-addr, --outbound-addr6; passt: --outbound.
+    #[arg(long, value_name = "ADDR", value_parser = parse_outbound)]
+    pub(crate) outbound_addr: Vec<IpAddr>,
+    /// The host's interface that guests' flows leave by [default: as routed]
+    ///
+    /// As for --outbound-addr. passt: --outbound-if4, --outbound-if6.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) outbound_interface: Option<String>,
     /// Write every frame to this file, as pcapng
     #[arg(long, value_name = "FILE")]
     pub(crate) pcap: Option<PathBuf>,
@@ -340,6 +352,7 @@ impl NetworkArgs {
             host_link_local: self.host_link_local,
             restrict: self.restrict,
             multicast: self.multicast.clone(),
+            outbound: self.outbound()?,
             forwards: self.hostfwd.clone(),
             pcap: self.pcap.clone(),
             workers: self.workers,
@@ -359,6 +372,23 @@ impl NetworkArgs {
             ))),
             workers => Ok(Config { workers: workers.or(Some(queues)), ..config }),
         }
+    }
+
+    fn outbound(&self) -> Result<Outbound, Usage> {
+        let mut outbound = Outbound { interface: self.outbound_interface.clone(), ..Outbound::default() };
+        for address in &self.outbound_addr {
+            let other = match *address {
+                IpAddr::V4(v4) => outbound.v4.replace(v4).map(IpAddr::from),
+                IpAddr::V6(v6) => outbound.v6.replace(v6).map(IpAddr::from),
+            };
+            if let Some(other) = other {
+                return Err(Usage(format!(
+                    "--outbound-addr {address}: flows of its kind of IP leave by {other} already; give one \
+                     IPv4 and one IPv6 address at most"
+                )));
+            }
+        }
+        Ok(outbound)
     }
 
     /// The IPv6 network: the one that is asked for, or the default where the MTU allows one.
@@ -470,6 +500,12 @@ fn parse_service(text: &str) -> Result<MulticastService, &'static str> {
     MulticastService::ALL.into_iter().find(|it| it.name() == text).ok_or("a service is mdns or ssdp")
 }
 
+fn parse_outbound(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(
+        |_| "give an IPv4 or IPv6 address of this host; an interface is named by --outbound-interface",
+    )
+}
+
 fn parse_upstream(text: &str) -> Result<SocketAddr, &'static str> {
     let with_port = text.parse().ok();
     let without = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
@@ -523,6 +559,7 @@ mod tests {
         let config = config(
             "--net 192.168.7.0/24 --dns 192.168.7.53 --dns-upstream 127.0.0.1:5353 --dns-upstream ::1 \
              --hostname box --domain lab.example --dns-search a.example --dns-search b.example --mtu 9000 \
+             --outbound-addr 192.0.2.7 --outbound-interface eth0 --outbound-addr 2001:db8::7 \
              --no-host-loopback --host-link-local --multicast mdns --multicast ssdp --hostfwd tcp:127.1:0x50-:80 --hostfwd udp::53-:53 --pcap /tmp/a.pcapng --workers 3",
         )
         .unwrap();
@@ -536,6 +573,11 @@ mod tests {
             host_loopback: false,
             host_link_local: true,
             multicast: MulticastService::ALL.to_vec(),
+            outbound: Outbound {
+                v4: Some([192, 0, 2, 7].into()),
+                v6: Some("2001:db8::7".parse().unwrap()),
+                interface: Some("eth0".into()),
+            },
             forwards: vec!["tcp:127.0.0.1:80-:80".parse().unwrap(), "udp::53-:53".parse().unwrap()],
             pcap: Some("/tmp/a.pcapng".into()),
             workers: NonZeroU16::new(3),
@@ -608,6 +650,11 @@ mod tests {
             ("exec --queues a", "a number from 1 to 16"),
             ("exec --queues -1", "a number from 1 to 16"),
             ("exec --queues 2 --workers 1", "--workers 1 gives fewer: leave it out"),
+            ("--outbound-addr eth0", "by --outbound-interface"),
+            ("--outbound-addr 192.0.2.1 --outbound-addr 192.0.2.2", "leave by 192.0.2.1 already"),
+            ("--outbound-addr 127.0.0.1", "nothing leaves this host by 127.0.0.1"),
+            ("--outbound-addr fe80::1", "nothing leaves this host by fe80::1"),
+            ("--outbound-addr 0.0.0.0", "choose one of its addresses on a network"),
             ("bogus", "bogus"),
             ("exec --join /tmp/x --workers 3", "'--join <PATH>' cannot be used with '--workers <N>'"),
             ("run", "QEMU"),

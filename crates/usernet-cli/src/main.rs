@@ -62,8 +62,13 @@ fn main() -> ExitCode {
     outcome.unwrap_or_else(|error| {
         // The way out is on the same line, whatever the causes had to say.
         eprintln!("usernet: error: {}", format!("{error:#}").replace('\n', " "));
-        ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        ExitCode::from(if is_usage(&error) { 2 } else { 1 })
     })
+}
+
+/// Whether it is an error of the command line: what does not fit together, or does not fit this host.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<Usage>() || matches!(error.downcast_ref(), Some(usernet::Error::Config(_)))
 }
 
 /// Whether nothing is wrong but that something more must be said, which the help shows best.
