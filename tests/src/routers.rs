@@ -1,15 +1,9 @@
 //! A way out of the host: two routers, and a place far away.
 
-use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
-use std::thread;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use crate::process::{Process, finish};
-use crate::wait::SOON;
-use crate::{World, ip};
+use crate::{Node, Process, World, ip};
 
 /// The routers, as the host sees them.
 pub const ROUTERS: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 1, 2), Ipv4Addr::new(198, 18, 2, 2)];
@@ -25,27 +19,20 @@ pub const FAR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 2);
 /// are used as soon as they are there.
 const SETTINGS: &str = "cd /proc/sys/net; echo 1 >ipv4/ip_forward; echo 1 >ipv6/conf/all/forwarding; \
                         echo 0 >ipv4/icmp_ratelimit; echo 0 >ipv6/icmp/ratelimit; \
-                        for of in all default; do echo 0 >ipv6/conf/$of/accept_dad; done; \
-                        ip link set lo up";
+                        for of in all default; do echo 0 >ipv6/conf/$of/accept_dad; done";
 
 /// Host, router, router, far away: each linked to the next.
 pub struct Routers {
-    first: Process,
-    second: Process,
-    far: Process,
+    first: Node,
+    second: Node,
+    far: Node,
 }
 
 impl Routers {
     /// Leads the default routes of `world` to the first of two routers. The link between them takes packets
     /// of `mtu` bytes, the others of 1500.
     pub fn new(world: &World, mtu: u32) -> Self {
-        let node = || {
-            let mut command = world.command(crate::As::Root, "unshare");
-            command.args(["--net", "sh", "-c", &format!("{SETTINGS}; echo up; exec sleep 1000")]);
-            let mut process = Process::spawn(command);
-            process.line_with("up");
-            process
-        };
+        let node = || Node::with(world, SETTINGS);
         let routers = Self { first: node(), second: node(), far: node() };
         routers.link(1, None, &routers.first, 1500);
         routers.link(2, Some(&routers.first), &routers.second, mtu);
@@ -63,7 +50,7 @@ impl Routers {
     }
 
     /// Links a node (none: the host) to the next.
-    fn link(&self, number: u32, near: Option<&Process>, far: &Process, mtu: u32) {
+    fn link(&self, number: u32, near: Option<&Node>, far: &Node, mtu: u32) {
         inside(near, &format!("link add out type veth peer name in netns {}", far.pid()));
         for (node, device, host) in [(near, "out", 1), (Some(far), "in", 2)] {
             inside(node, &format!("address add 198.18.{number}.{host}/24 dev {device}"));
@@ -74,13 +61,7 @@ impl Routers {
 
     /// What `run` returns, which runs far away, with all threads that it starts.
     pub fn far<T: Send + 'static>(&self, run: impl FnOnce() -> T + Send + 'static) -> T {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.far.pid())).unwrap();
-        let run = move || {
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))
-                .unwrap();
-            run()
-        };
-        thread::spawn(run).join().unwrap()
+        self.far.run(run)
     }
 
     /// Looks at the packets that come far away and that a filter (pcap-filter(7)) lets through.
@@ -94,10 +75,10 @@ impl Routers {
     }
 }
 
-/// Runs `ip` in the namespace of a node.
-fn inside(node: Option<&Process>, arguments: &str) {
-    let Some(node) = node else { return ip(arguments) };
-    let mut command = Command::new("nsenter");
-    command.args(["--net", "--target", &node.pid().to_string(), "ip"]).args(arguments.split(' '));
-    finish(command, SOON).ok();
+/// Runs `ip` on a node, or the host.
+fn inside(node: Option<&Node>, arguments: &str) {
+    match node {
+        Some(node) => node.ip(arguments),
+        None => ip(arguments),
+    }
 }

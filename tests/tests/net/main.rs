@@ -17,6 +17,7 @@ mod join;
 mod load;
 mod names;
 mod nat64;
+mod outbound;
 mod path;
 mod ping;
 mod policy;
