@@ -41,8 +41,8 @@ const IDLE_FLOWS: &str = "idle flows";
 /// What to compare, and where to put the outcome.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// End within five minutes: short measurements, three rounds or what there is time for, and neither
-    /// 8 streams nor 64-byte datagrams
+    /// End within five minutes: short measurements, three rounds or what there is time for, neither
+    /// 8 streams nor 64-byte datagrams, and over IPv6 only the key figures
     #[arg(long)]
     pub quick: bool,
     /// How many times to measure everything, however long that takes [default: 5, quick: 3]
@@ -58,8 +58,8 @@ pub struct Options {
     /// "memory". Patterns that name contenders choose among those, all others among the work.
     #[arg(long, value_name = "PATTERN")]
     pub only: Vec<String>,
-    /// Only over this Internet Protocol [default: both]
-    #[arg(long, value_name = "PROTOCOL")]
+    /// Only over this version of the Internet Protocol [default: both]
+    #[arg(long, value_name = "VERSION")]
     pub family: Option<Family>,
     /// Write all samples to this file as JSON
     #[arg(long, value_name = "FILE")]

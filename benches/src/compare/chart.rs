@@ -7,7 +7,7 @@ use super::report::{Report, Row, median, number};
 use super::work::Kind;
 
 /// Measures in pixels.
-const COLUMNS: usize = 3;
+const COLUMNS: usize = 4;
 const COLUMN: usize = 410;
 const MARGIN: usize = 16;
 const LINE: usize = 15;
