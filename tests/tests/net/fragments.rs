@@ -1,39 +1,10 @@
 //! Datagrams and pings that are longer than a link's MTU, with the fragments of real kernels.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
+use usernet_tests::routers::{FAR, FAR6, Routers};
 use usernet_tests::wait::SOON;
-use usernet_tests::{As, Daemon, GATEWAY, LAN, NAMESERVER, Process, World, ip, peers, sha256};
-
-const GATEWAY6: &str = "fd00::2";
-/// The host's own address on its LAN, and another host's behind a link of 1,500 bytes.
-const LAN6: &str = "2001:db8::1";
-const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
-const NEIGHBOUR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
-
-fn world() -> World {
-    let world = World::new();
-    ip("address add 2001:db8::1/64 dev lo nodad");
-    world
-}
-
-/// Another host, on a cable to this one. It echoes datagrams to its port 7.
-fn neighbour(world: &World) -> Process {
-    let mut command = world.command(As::Root, "unshare");
-    let script =
-        "echo up; until ip link show far up | grep -q LOWER_UP; do ip link set far up; sleep 0.1; done
-        ip address add 198.18.0.2/24 dev far; ip -6 address add 2001:db8:1::2/64 dev far nodad
-        socat -b 65535 UDP6-RECVFROM:7,ipv6only=0,fork PIPE & echo ready; wait";
-    command.args(["--net", "--", "sh", "-c", script]);
-    let mut neighbour = Process::spawn(command);
-    neighbour.line_with("up");
-    ip(&format!("link add near type veth peer name far netns {}", neighbour.pid()));
-    ip("address add 198.18.0.1/24 dev near");
-    ip("-6 address add 2001:db8:1::1/64 dev near nodad");
-    ip("link set near up");
-    neighbour.line_with("ready");
-    neighbour
-}
+use usernet_tests::{Daemon, GATEWAY, GATEWAY6, LAN, LAN6, NAMESERVER, NAMESERVER6, World, peers, sha256};
 
 fn ping(to: impl std::fmt::Display) -> String {
     format!("ping -c 2 -i 0.2 -W 5 -s 60000 {to}")
@@ -41,10 +12,10 @@ fn ping(to: impl std::fmt::Display) -> String {
 
 #[test]
 fn pings_of_60000_bytes_come_back() {
-    let world = world();
-    let _neighbour = neighbour(&world);
-    let v4 = [GATEWAY, NAMESERVER, LAN, NEIGHBOUR].map(IpAddr::from);
-    let v6 = [GATEWAY6, "fd00::3", LAN6, &NEIGHBOUR6.to_string()].map(|address| address.parse().unwrap());
+    let world = World::new();
+    let _routers = Routers::new(&world, 1500);
+    let v4 = [GATEWAY, NAMESERVER, LAN, FAR].map(IpAddr::from);
+    let v6 = [GATEWAY6, NAMESERVER6, LAN6, FAR6].map(IpAddr::from);
     let script: Vec<String> = v4.into_iter().chain(v6).map(ping).collect();
     let outcome = world.exec(&[], &script.join(" && "));
     assert_eq!(outcome.ok().matches("60008 bytes from").count(), 16, "{outcome}");
@@ -53,17 +24,15 @@ fn pings_of_60000_bytes_come_back() {
 
 #[test]
 fn datagrams_of_60000_bytes_come_back_as_they_were() {
-    let world = world();
-    let _neighbour = neighbour(&world);
+    let world = World::new();
+    let routers = Routers::new(&world, 1500);
     let port = peers::udp_echo();
-    let host6 = ["UDP6:[fd00::2]", "UDP6:[2001:db8::1]"].map(|address| format!("{address}:{port}"));
-    let host = [GATEWAY, LAN].map(|address| format!("UDP4:{address}:{port}"));
-    let neighbours = [format!("UDP4:{NEIGHBOUR}:7"), format!("UDP6:[{NEIGHBOUR6}]:7")];
-    // The echo listens to IPv4; a program of the guest's world does to IPv6.
-    let mut echo6 = world.command(As::User, "socat");
-    echo6.args(["-b", "65535", &format!("UDP6-RECVFROM:{port},ipv6only=1,fork"), "PIPE"]);
-    let _echo6 = Process::spawn(echo6);
-    let all: Vec<String> = host.into_iter().chain(host6).chain(neighbours).collect();
+    let host: [IpAddr; 4] = [GATEWAY.into(), LAN.into(), GATEWAY6.into(), LAN6.into()];
+    let host = host.map(|address| SocketAddr::new(address, port));
+    let far_port = routers.far(peers::udp_echo);
+    let far: [IpAddr; 2] = [FAR.into(), FAR6.into()];
+    let far = far.map(|address| SocketAddr::new(address, far_port));
+    let all: Vec<String> = host.iter().chain(&far).map(|peer| format!("UDP:{peer}")).collect();
     // Nothing is lost in between; a socket's buffer is what there is of that.
     let script = format!(
         "head -c 60000 /dev/urandom >sent; for peer in {}; do \

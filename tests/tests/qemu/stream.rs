@@ -80,6 +80,9 @@ fn pings(machine: &mut Machine) {
         [GATEWAY.into(), NAMESERVER.into(), LAN.into(), GATEWAY6.into(), NAMESERVER6.into(), LAN6.into()];
     for address in addresses {
         machine.run(&format!("ping -c 1 -W 10 {address}"));
+        // In fragments, both ways.
+        let large = machine.run(&format!("ping -c 2 -W 10 -s 60000 {address}"));
+        assert_eq!(large.matches("60008 bytes from").count(), 2, "{large}");
     }
 }
 
@@ -115,6 +118,8 @@ fn exchanges_datagrams(machine: &mut Machine) {
     for address in addresses {
         let server = SocketAddr::new(address, echo);
         assert_eq!(machine.run(&format!("probe udp {server} hello")), "hello");
+        let large = machine.run(&format!("probe udp {server} $(head -c 60000 /dev/zero | tr '\\0' x)"));
+        assert_eq!(large, "x".repeat(60_000));
     }
 }
 
