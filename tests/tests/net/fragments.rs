@@ -12,7 +12,7 @@ fn ping(to: impl std::fmt::Display) -> String {
 
 #[test]
 fn pings_of_60000_bytes_come_back() {
-    let world = World::new();
+    let world = World::with_ipv6();
     let _routers = Routers::new(&world, 1500);
     let v4 = [GATEWAY, NAMESERVER, LAN, FAR].map(IpAddr::from);
     let v6 = [GATEWAY6, NAMESERVER6, LAN6, FAR6].map(IpAddr::from);
@@ -24,7 +24,7 @@ fn pings_of_60000_bytes_come_back() {
 
 #[test]
 fn datagrams_of_60000_bytes_come_back_as_they_were() {
-    let world = World::new();
+    let world = World::with_ipv6();
     let routers = Routers::new(&world, 1500);
     let port = peers::udp_echo();
     let host: [IpAddr; 4] = [GATEWAY.into(), LAN.into(), GATEWAY6.into(), LAN6.into()];
