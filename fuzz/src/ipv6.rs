@@ -23,15 +23,13 @@ fn mac(guest: u8) -> MacAddr {
 /// Packets of two guests, each behind a byte that says who sends it to which kind of MAC address and
 /// whether time passes, and one that says how long it is (255: all that is left).
 pub fn ipv6(data: &[u8]) {
-    let mut net = Network::new(Config {
-        net6: Some(dhcp6::Config::default()),
-        nat64: true,
-        multicast: MulticastService::ALL.to_vec(),
-        ..Config::default()
-    });
+    let config = Config { net6: Some(dhcp6::Config::default()), nat64: true, ..Config::default() };
+    let mut net = Network::new(Config { multicast: MulticastService::ALL.to_vec(), ..config.clone() });
+    let mut restricted = Network::new(Config { restrict: true, ..config });
     let mut now = Instant::from_micros(1_000_000);
     for port in 0..2 {
         net.add_port(PortId(port));
+        restricted.add_port(PortId(port));
     }
     let mut data = Unstructured::new(data);
     while !data.is_empty() {
@@ -44,6 +42,7 @@ pub fn ipv6(data: &[u8]) {
         let header = EthernetHeader { dst, src: mac(guest), ethertype: ETHERTYPE_IPV6 };
         let frame = [&header.to_bytes()[..], packet].concat();
         let port = PortId(guest.into());
+        check_restricted(&mut restricted, port, &frame, now);
         match net.handle_frame(port, &frame[..], now) {
             Verdict::Ping { payload, .. }
             | Verdict::Udp { payload, .. }
@@ -71,6 +70,7 @@ pub fn ipv6(data: &[u8]) {
             match output {
                 Output::Frame { frame, .. } => check_frame(&frame),
                 Output::Headers { headers, .. } => check_frame(&headers),
+                Output::Multicast { to, .. } => assert!(to.ip().is_multicast()),
                 _ => {}
             }
         }
@@ -79,6 +79,19 @@ pub fn ipv6(data: &[u8]) {
         net.remove_port(PortId(port));
     }
     assert_eq!((net.leases6(now).len(), net.udp_flows().len(), net.ping_flows().len()), (0, 0, 0));
+}
+
+/// Nothing that a guest of a restricted network sends leaves it.
+fn check_restricted(net: &mut Network, port: PortId, frame: &[u8], now: Instant) {
+    match net.handle_frame(port, frame, now) {
+        Verdict::Udp { .. } | Verdict::Dns { .. } | Verdict::Tcp { .. } | Verdict::Ping { .. } => {
+            panic!("it leaves")
+        }
+        _ => {}
+    }
+    while let Some(output) = net.poll_output(now) {
+        assert!(!matches!(output, Output::Tcp { .. } | Output::Multicast { .. }), "{output:?}");
+    }
 }
 
 /// What is read is written as it was read, but for extension headers and flow label.

@@ -472,6 +472,7 @@ mod tests {
             ("192.168.1.1", Place::Outside),
             ("10.0.3.1", Place::Outside),
             ("192.0.2.2", Place::Outside),
+            ("169.254.169.254", Place::Closed),
             // The host's IPv4 loopback, as for IPv4 guests.
             ("10.0.2.2", Place::Gateway),
             ("10.0.2.3", Place::Forbidden),

@@ -21,7 +21,8 @@ use crate::port::WorkerId;
 use crate::table::{Endpoint, FlowKey};
 use crate::time::Instant;
 use crate::wire::{
-    ALL_NODES, ALL_ROUTERS, ICMPV6_ECHO, IpHeader, PROTOCOL_ICMPV6, PROTOCOL_UDP, echo_reply_v6,
+    ALL_NODES, ALL_ROUTERS, ICMPV6_ECHO, IPV6_HEADER_LEN, IpHeader, PROTOCOL_ICMPV6, PROTOCOL_UDP,
+    echo_reply_v6,
 };
 
 /// A service of the host's network that is found by multicast.
@@ -143,7 +144,8 @@ impl Network {
             && [ALL_NODES, ALL_ROUTERS].map(IpAddr::V6).contains(&dst)
             && packet.transport_head().starts_with(&[ICMPV6_ECHO, 0]);
         let IpAddr::V6(guest) = src else { return false };
-        if !asked {
+        // What would have to be cut is nobody's way to look for neighbours.
+        if !asked || IPV6_HEADER_LEN + packet.transport.len() > usize::from(self.config.mtu) {
             return false;
         }
         let mut message = vec![0; packet.transport.len()];
