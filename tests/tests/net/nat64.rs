@@ -82,6 +82,19 @@ fn datagrams_pass_both_ways_alone_and_in_bursts() {
     }
 }
 
+/// In fragments on the guest's link, and on the way between hosts as their links want them.
+#[test]
+fn what_is_longer_than_the_mtu_passes_both_ways() {
+    let world = World::new();
+    let (echo, lan) = (peers::udp_echo(), named(LAN));
+    for length in [1472, 8000] {
+        let script = format!("$PROBE udp [{lan}]:{echo} $(head -c {length} /dev/zero | tr '\\0' x)");
+        assert_eq!(world.exec(&NAT64, &script).ok(), "x".repeat(length) + "\n");
+    }
+    let outcome = world.exec(&NAT64, &format!("ping -c 1 -W 5 -s 8000 {lan}"));
+    assert!(outcome.says(" 0% packet loss"), "{outcome}");
+}
+
 #[test]
 fn what_cannot_be_had_is_told_at_once() {
     let world = World::new();

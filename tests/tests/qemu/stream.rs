@@ -63,6 +63,28 @@ fn a_machine_is_on_a_working_network() {
     assert_eq!(daemon.list("leases").len(), 1);
 }
 
+#[test]
+fn a_machine_without_ipv4_reads_what_an_ipv4_host_has() {
+    let world = World::new();
+    let dns = DnsServer::start();
+    let upstream = dns.option();
+    let mut options = vec!["--ipv6-only", "--nat64", "--mtu", "1400"];
+    options.extend(upstream.each_ref().map(String::as_str));
+    let daemon = Daemon::start(&world, &options);
+    let mut machine = boot(&world, &daemon, 0x56);
+    machine.run("ip link set eth0 up");
+    has_ipv6(&mut machine);
+    // A name that has an IPv4 address alone.
+    let found = machine.run(&format!("nslookup -type=aaaa counted.test {NAMESERVER6}"));
+    assert!(found.contains("64:ff9b::c000:250"), "{found}");
+    let port = peers::http();
+    let page = format!("http://[64:ff9b::c000:250]:{port}/7/{}", BULK / 8);
+    let digest =
+        machine.run(&format!("ping -c 1 -W 10 64:ff9b::c000:250 >&2; wget -q -O - {page} | sha256sum"));
+    assert!(digest.ends_with(&(noise_digest(7, BULK / 8) + "  -")), "{digest}");
+    assert!(digest.contains(" 0% packet loss"), "{digest}");
+}
+
 /// The machine makes itself an address, and learns the router and the MTU.
 fn has_ipv6(machine: &mut Machine) {
     let shown = machine.run(
