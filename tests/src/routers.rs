@@ -1,8 +1,10 @@
 //! A way out of the host: two routers, and a place far away.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
+use crate::process::finish;
+use crate::wait::{SOON, eventually};
 use crate::{Node, Process, World, ip};
 
 /// The routers, as the host sees them.
@@ -45,6 +47,14 @@ impl Routers {
         ] {
             inside(node, &format!("route add default via 198.18.{}.{}", via.0, via.1));
             inside(node, &format!("-6 route add default via 2001:db8:{}::{}", via.0, via.1));
+        }
+        // Links that have just been plugged in may drop what is sent over them for up to a second.
+        for far in [IpAddr::from(FAR), FAR6.into()] {
+            eventually("the routers forward", || {
+                let mut ping = Command::new("ping");
+                ping.args(["-c", "1", "-W", "1"]).arg(far.to_string());
+                (finish(ping, SOON).code() == 0).then_some(())
+            });
         }
         routers
     }

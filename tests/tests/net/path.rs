@@ -1,6 +1,6 @@
 //! The way to a place behind two routers: who is on it, how wide it is, and what the packets carry along.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::process::Command;
 use std::thread;
@@ -151,7 +151,13 @@ fn dscp_and_ecn_pass_both_ways() {
     let world = World::new();
     let routers = Routers::new(&world, 1500);
     let port = routers.far(|| measure(0x2b));
-    let tcp = routers.far(|| peers::tcp(|mut stream| stream.write_all(b"welcome\n")));
+    let tcp = routers.far(|| {
+        peers::tcp(|mut stream| {
+            // Closed with something unread, it would be reset.
+            stream.read_exact(&mut [0; 6])?;
+            stream.write_all(b"welcome\n")
+        })
+    });
     let mut seen = routers.watch(&format!("dst host {FAR} or dst host {FAR6}"));
     let script = format!(
         "set -e
