@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
+use crate::nat64;
 use crate::port::{PortId, WorkerId};
 use crate::time::Instant;
 use crate::wheel::TimerId;
@@ -152,7 +153,7 @@ type Group = (PortId, bool);
 impl FlowKey {
     /// The other end, where there is only one.
     pub fn one_peer(&self) -> Option<Endpoint> {
-        self.peer.filter(|peer| peer.port != 0)
+        self.peer.filter(|peer| peer.addr != nat64::PREFIX || peer.port != 0)
     }
 
     fn group(&self) -> Group {

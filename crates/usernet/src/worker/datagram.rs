@@ -18,6 +18,7 @@ use usernet_host::inbox::{self, Batch};
 use usernet_host::outbox::{Outbox, Unsent};
 use usernet_host::ping::PingEnd;
 use usernet_host::udp::UdpEnd;
+use usernet_link::LinkError;
 use usernet_host::{Envelope, Icmp, QueuedError, Source};
 
 use super::port::Sent;
@@ -35,7 +36,7 @@ const OUTWARD: Duration = Duration::from_secs(5);
 /// The largest UDP payload over IPv4.
 const MAX_DATAGRAM: usize = 65_507;
 /// The largest that an echo has, over IPv6.
-const MAX_ECHO: usize = 65_527;
+pub(super) const MAX_ECHO: usize = 65_527;
 
 /// What a try to take in a message says of the next one.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -396,9 +397,19 @@ impl Worker {
         parts.iter_mut().zip(slices).for_each(|(part, slice)| *part = slice);
         let parts = parts.get(..=batch.messages.len()).unwrap_or_default();
         let outcome = entry.send(parts, headers.offload);
+        self.delivered(port, outcome, batch.datagrams.count())
+    }
+
+    /// Takes note of datagrams that were given to a guest, or that its link had no room for.
+    fn delivered(
+        &mut self,
+        port: PortId,
+        outcome: Result<Sent, LinkError>,
+        datagrams: usize,
+    ) -> Option<Sent> {
         let sent = self.sent(port, outcome);
         if let Some(Sent::Full | Sent::Never) = sent {
-            self.parts.core.count_drops(port, DropReason::LinkFull, batch.datagrams.count());
+            self.parts.core.count_drops(port, DropReason::LinkFull, datagrams);
         }
         sent
     }
@@ -410,8 +421,8 @@ impl Worker {
         }
         let slot = self.ping.get(flow.index as usize).and_then(Option::as_ref);
         let Some(slot) = slot.filter(|slot| slot.flow == flow) else { return Next::Drained };
-        let (mut header, mut payload) = ([0; ICMP_HEADER_LEN], vec![0; MAX_ECHO]);
-        let mut message = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
+        let mut header = [0; ICMP_HEADER_LEN];
+        let mut message = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut self.echo)];
         let Ok(Some(received)) = slot.end.receive(&mut message) else { return Next::Drained };
         let len = received.len.saturating_sub(ICMP_HEADER_LEN);
         let (from, how) = (received.from.ip(), (received.ttl.unwrap_or(64), received.tos));
@@ -419,9 +430,9 @@ impl Worker {
         if let Ok((port, headers)) = self.parts.core.ping_from_host(flow, from, header, len, how, self.now)
             && let Some(entry) = self.ports.get_mut(&port)
         {
-            let payload = payload.get(..len).unwrap_or_default();
+            let payload = self.echo.get(..len).unwrap_or_default();
             let sent = entry.send(&[IoSlice::new(&headers), IoSlice::new(payload)], headers.offload);
-            outcome = self.sent(port, sent);
+            outcome = self.delivered(port, sent, 1);
         }
         self.after_receive(port, flow, outcome, true)
     }

@@ -89,6 +89,8 @@ pub(crate) struct Worker {
     ping: Vec<Option<PingSlot>>,
     /// What was just read from a UDP socket.
     inbox: Inbox,
+    /// The payload of what was just read from a ping socket.
+    echo: Box<[u8]>,
     /// The forwards, all with the first worker.
     forwards: BTreeMap<u32, Forward>,
     /// The sockets by which replies of UDP forwards leave, at every worker.
@@ -128,6 +130,7 @@ impl Worker {
             udp: Vec::new(),
             ping: Vec::new(),
             inbox: Inbox::new(),
+            echo: vec![0; datagram::MAX_ECHO].into(),
             forwards: BTreeMap::new(),
             udp_forwards: BTreeMap::new(),
             ready_links: VecDeque::new(),

@@ -268,7 +268,8 @@ impl Worker {
                 Verdict::Reassembled(frame) => {
                     // A segment of it may follow those that are gathered.
                     self.hand_in(&mut gathered, &mut leaving);
-                    self.take_frame(port, frame, Offload::default(), budget);
+                    // Its last fragment has paid for it, maybe with all that was left.
+                    self.take_frame(port, frame, Offload::default(), &mut 1);
                 }
                 Verdict::HandOver(worker) => self.hand_over(port, worker, rx, index),
                 Verdict::Flood(others) => {
@@ -308,8 +309,6 @@ impl Worker {
         match &outcome {
             Ok(Sent::Bytes(len)) => {
                 self.wait.moved(*len);
-                entry.tx_frames += 1;
-                entry.tx_bytes += *len as u64;
                 if !std::mem::replace(&mut entry.unflushed, true) {
                     self.unflushed_links.push(port);
                 }
@@ -441,7 +440,12 @@ impl Port {
     fn with_room(&mut self, mut attempt: impl FnMut(&mut dyn LinkTx) -> Room) -> Result<Sent, LinkError> {
         for _ in 0..2 {
             match attempt(&mut *self.tx) {
-                Room::Used(outcome) => return outcome.map(Sent::Bytes),
+                Room::Used(outcome) => {
+                    let len = outcome?;
+                    self.tx_frames += 1;
+                    self.tx_bytes += len as u64;
+                    return Ok(Sent::Bytes(len));
+                }
                 Room::Unused => return Ok(Sent::Nothing),
                 Room::None if self.full => return Ok(Sent::Full),
                 Room::None => {}
