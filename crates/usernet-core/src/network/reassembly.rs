@@ -43,6 +43,8 @@ const MAX_LEN: usize = 65_535;
 /// What offsets count in, in bytes.
 const UNIT: usize = 8;
 const UNITS: usize = MAX_LEN.div_ceil(UNIT);
+/// The headers of the frame that is made.
+const MAX_HEADERS_LEN: usize = ETHERNET_HEADER_LEN + IPV6_HEADER_LEN + FRAGMENT_HEADER_LEN;
 /// Where what is at fault lies: the payload length in an IPv6 header, the offset in a fragment header.
 const PAYLOAD_LENGTH_AT: usize = 4;
 const OFFSET_AT: usize = 2;
@@ -85,9 +87,12 @@ struct Key {
 /// The fragments of a packet that have come.
 #[derive(Debug)]
 struct Pieces {
-    /// Zeros for the headers, then the data as far as they have come, with zeros in the gaps.
+    /// Room for the headers, then the data as far as they have come, with whatever was there before in the
+    /// gaps, none of which is left when the packet is whole.
     frame: Vec<u8>,
     headers_len: usize,
+    /// How far the data reach.
+    reach: usize,
     /// Which units of the data have come.
     units: Vec<bool>,
     /// How many bytes have.
@@ -149,12 +154,12 @@ impl Network {
             packets: VecDeque::new(),
             timer: self.wheel.insert(deadline, Timer::Reassembly(packet.port)),
         });
-        let mut crowded_out = None;
+        let mut crowded_out = false;
         let place = queue.packets.iter().position(|partial| partial.key == key).unwrap_or_else(|| {
-            if queue.packets.len() >= limit {
-                crowded_out = queue.packets.pop_front().and_then(|oldest| oldest.pieces);
-            }
-            queue.packets.push_back(Partial { key, deadline, pieces: Some(Pieces::new(&packet.ip)) });
+            let oldest = if queue.packets.len() >= limit { queue.packets.pop_front() } else { None };
+            let room = oldest.and_then(|oldest| oldest.pieces);
+            crowded_out = room.is_some();
+            queue.packets.push_back(Partial { key, deadline, pieces: Some(Pieces::new(&packet.ip, room)) });
             queue.packets.len() - 1
         });
         let partial = queue.packets.get_mut(place).ok_or(DropReason::FragmentLimit)?;
@@ -172,7 +177,7 @@ impl Network {
                 Err(DropReason::FragmentOverlap)
             }
         };
-        if crowded_out.is_some() {
+        if crowded_out {
             self.count_drop(packet.port, DropReason::FragmentLimit);
         }
         outcome
@@ -260,15 +265,19 @@ fn has_transport(piece: &Packet<'_>) -> bool {
 }
 
 impl Pieces {
-    /// With nothing yet.
-    fn new(ip: &IpHeader) -> Self {
+    /// With nothing yet, in the room of others that have none any more: a guest that only begins packets
+    /// should not cost more than one that sends them.
+    fn new(ip: &IpHeader, room: Option<Self>) -> Self {
         let ip_len = if ip.src.is_ipv4() { IPV4_HEADER_LEN } else { IPV6_HEADER_LEN + FRAGMENT_HEADER_LEN };
         let headers_len = ETHERNET_HEADER_LEN + ip_len;
-        // Pages that no fragment ever reaches cost nothing.
-        let mut frame = Vec::with_capacity(headers_len + MAX_LEN);
-        frame.resize(headers_len, 0);
-        let units = vec![false; UNITS];
-        Self { frame, headers_len, units, received: 0, end: None, first: None, congested: false }
+        let (mut frame, mut units) = room.map_or_else(
+            || (vec![0; MAX_HEADERS_LEN + MAX_LEN], vec![false; UNITS]),
+            |room| (room.frame, room.units),
+        );
+        units.fill(false);
+        // What fragments leave out of the fragment header, nobody has filled in.
+        frame.iter_mut().take(headers_len).for_each(|byte| *byte = 0);
+        Self { frame, headers_len, reach: 0, units, received: 0, end: None, first: None, congested: false }
     }
 
     fn add<F: FrameBytes + ?Sized>(&mut self, fragment: &Fragment, piece: &Packet<'_>, frame: &F) -> Added {
@@ -277,7 +286,7 @@ impl Pieces {
         let contradicts = match (self.end, fragment.more) {
             (Some(end), false) => data.end != end,
             (Some(end), true) => data.end >= end,
-            (None, false) => place.end < self.frame.len(),
+            (None, false) => data.end < self.reach,
             (None, true) => false,
         };
         let Some(units) = self.units.get_mut(data.start / UNIT..data.end.div_ceil(UNIT)) else {
@@ -293,9 +302,7 @@ impl Pieces {
             return if known { Added::Known } else { Added::Contradicts };
         }
         units.fill(true);
-        if self.frame.len() < place.end {
-            self.frame.resize(place.end, 0);
-        }
+        self.reach = self.reach.max(data.end);
         if let Some(to) = self.frame.get_mut(place) {
             frame.copy_to(piece.transport.start, to);
         }
@@ -318,6 +325,7 @@ impl Pieces {
         let ce = if self.congested && ip.tos & CE != 0 { CE } else { 0 };
         let ip = IpHeader { tos: ip.tos | ce, dont_fragment: false, ..ip };
         let ethertype = if ip.src.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+        self.frame.truncate(self.headers_len + self.reach);
         let (header, data) = self.frame.split_at_mut_checked(self.headers_len)?;
         let (ethernet, header) = header.split_at_mut_checked(ETHERNET_HEADER_LEN)?;
         ethernet.copy_from_slice(&EthernetHeader { dst: gateway, src: mac, ethertype }.to_bytes());
