@@ -103,12 +103,13 @@ impl Network {
     fn granted<A: Address>(&mut self, port: PortId, mac: MacAddr, grant: Grant<A>) {
         let addr = grant.address.into();
         // Once a guest: it may ask as often as it likes.
-        let (is_new, conflict) = self.shared.with(|registry| {
+        let (awaited, conflict) = self.shared.with(|registry| {
             let is_new = registry.switch.assign_address(addr, Neighbour { port, mac });
             registry.switch.learn_mac(port, mac, &self.config.limits);
-            (is_new, grant.mac_also_on.filter(|_| registry.switch.tell_conflict(port)))
+            let awaited = is_new && registry.switch.was_wanted(addr);
+            (awaited, grant.mac_also_on.filter(|_| registry.switch.tell_conflict(port)))
         });
-        if is_new {
+        if awaited {
             self.announce(addr);
         }
         if !grant.renewed {

@@ -525,14 +525,14 @@ impl Network {
                 (IpAddr::V6(addr), Some(dhcp6)) => dhcp6.note_use(at.port, at.mac, addr),
                 (IpAddr::V6(_), None) => {}
             }
-            learnt
+            learnt && registry.switch.was_wanted(addr)
         });
         if learnt {
             self.announce(addr);
         }
     }
 
-    /// Says that an address has been found.
+    /// Says that an address has been found, to whoever waits for it.
     fn announce(&mut self, addr: IpAddr) {
         self.found(addr);
         if !self.shared.is_alone() {
@@ -540,8 +540,11 @@ impl Network {
         }
     }
 
-    /// Asks all guests who has `addr`.
-    fn ask_for(&mut self, addr: IpAddr) {
+    /// Asks all guests who has `addr`, now and then.
+    fn ask_for(&mut self, addr: IpAddr, now: Instant) {
+        if !self.shared.with(|registry| registry.switch.want(addr, now)) {
+            return;
+        }
         let target = match addr {
             IpAddr::V4(target) if self.config.ipv4 => target,
             IpAddr::V4(_) => return,

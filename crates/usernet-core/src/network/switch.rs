@@ -5,10 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::Limits;
 use crate::port::{PortId, WorkerId};
+use crate::time::Instant;
 use crate::wire::MacAddr;
+
+/// How often guests are asked for one address at most (RFC 1122 §2.3.2.1, RFC 4861 §10).
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where an IP address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +27,9 @@ pub(super) struct Switch {
     ports: BTreeMap<PortId, Member>,
     macs: HashMap<MacAddr, PortId>,
     neighbours: HashMap<IpAddr, Neighbour>,
+    /// When guests were last asked for an address that is not known: of forwards only, and so as many at most
+    /// as those name.
+    wanted: HashMap<IpAddr, Instant>,
     /// Changes when an address gets another owner.
     pub(super) epoch: u64,
 }
@@ -120,6 +128,21 @@ impl Switch {
     #[expect(clippy::disallowed_methods, reason = "the order ends in a sorted set")]
     pub(super) fn addresses(&self) -> BTreeSet<(PortId, IpAddr)> {
         self.neighbours.iter().map(|(addr, at)| (at.port, *addr)).collect()
+    }
+
+    /// Whether guests are to be asked for an address now.
+    pub(super) fn want(&mut self, addr: IpAddr, now: Instant) -> bool {
+        let asked = self.wanted.get(&addr);
+        let ask = asked.is_none_or(|asked| *asked + ASK_AGAIN <= now);
+        if ask {
+            self.wanted.insert(addr, now);
+        }
+        ask
+    }
+
+    /// Whether an address that has been found now is one that was asked for.
+    pub(super) fn was_wanted(&mut self, addr: IpAddr) -> bool {
+        self.wanted.remove(&addr).is_some()
     }
 
     pub(super) fn neighbour(&self, addr: IpAddr) -> Option<Neighbour> {

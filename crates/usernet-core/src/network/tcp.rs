@@ -289,7 +289,7 @@ impl Network {
                 self.rest(flow);
                 return None;
             }
-            Some(tcp::Output::Segment(header)) => return self.send_segment(flow, &header),
+            Some(tcp::Output::Segment(header)) => return self.send_segment(flow, &header, now),
             Some(tcp::Output::Unreachable(error)) => {
                 self.send_unreachable(flow, error);
                 return None;
@@ -351,12 +351,12 @@ impl Network {
         }
     }
 
-    fn send_segment(&mut self, flow: FlowId, header: &TcpHeader) -> Option<Output> {
+    fn send_segment(&mut self, flow: FlowId, header: &TcpHeader, now: Instant) -> Option<Output> {
         let entry = self.tcp.get(flow)?;
         let key = entry.key;
         if key.port == NOWHERE {
             if header.flags.contains(TcpFlags::SYN) {
-                self.ask_for(key.guest.addr);
+                self.ask_for(key.guest.addr, now);
                 // Another worker's word of it may have been lost.
                 self.found(key.guest.addr);
             }

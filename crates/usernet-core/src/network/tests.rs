@@ -302,16 +302,40 @@ fn a_lease_takes_no_mac_from_another_guest_and_its_macs_are_bounded() {
 }
 
 #[test]
-fn a_renewal_wakes_nobody() {
-    let [mut first, second]: [Network; 2] = Network::split(&Config::default(), 2).try_into().ok().unwrap();
+fn only_who_waits_for_an_address_is_told_of_it() {
+    let [mut first, mut second]: [Network; 2] =
+        Network::split(&Config::default(), 2).try_into().ok().unwrap();
     first.add_port(PortId(1));
+    let found = |network: &mut Network, now| {
+        drain(network, now).iter().filter(|output| matches!(output, Output::Found(_))).count()
+    };
+    // Addresses that nobody has asked for are no news to other workers.
+    for last in 30..250 {
+        let _ = first.handle_frame(PortId(1), &announce(A, Ipv4Addr::new(10, 0, 2, last))[..], at(0));
+    }
+    assert_eq!(found(&mut first, at(0)), 0);
+
     let wanted = Ipv4Addr::new(10, 0, 2, 20);
-    let _ = first.handle_frame(PortId(1), &dhcp(A, 3, wanted)[..], at(0));
-    assert!(drain(&mut first, at(0)).iter().any(|output| matches!(output, Output::Found(_))));
+    let peer = SocketAddr::from(([127, 0, 0, 1], 4000));
+    second.accept_tcp(ssh(wanted), peer, at(0)).unwrap();
+    let asked = |network: &mut Network, now| {
+        drain(network, now).iter().filter(|output| matches!(output, Output::Frame { .. })).count()
+    };
+    assert_eq!(asked(&mut second, at(0)), 1);
+    // Datagrams for it ask no more often than once a second.
+    for ms in 1..999 {
+        assert!(second.udp_from_forward(1, ssh(wanted), &origin(peer), Datagrams::one(1), at(ms)).is_err());
+    }
+    assert_eq!(asked(&mut second, at(999)), 0);
+
     let epoch = second.shared.epoch();
-    for ms in 1..100 {
+    let _ = first.handle_frame(PortId(1), &dhcp(A, 3, wanted)[..], at(1));
+    assert_eq!(found(&mut first, at(1)), 1);
+    assert_ne!(second.shared.epoch(), epoch);
+    let epoch = second.shared.epoch();
+    for ms in 2..100 {
         let _ = first.handle_frame(PortId(1), &dhcp(A, 3, wanted)[..], at(ms));
-        assert!(!drain(&mut first, at(ms)).iter().any(|output| matches!(output, Output::Found(_))));
+        assert_eq!(found(&mut first, at(ms)), 0);
     }
     assert_eq!(second.shared.epoch(), epoch);
 }

@@ -312,7 +312,7 @@ impl Network {
     ) -> Result<(PortId, Headers), DropReason> {
         let Origin { from, to: local, .. } = *origin;
         let Some(at) = self.shared.with(|registry| registry.switch.neighbour(guest.addr)) else {
-            self.ask_for(guest.addr);
+            self.ask_for(guest.addr, now);
             self.count_lost(DropReason::Unresolved, datagrams.count());
             return Err(DropReason::Unresolved);
         };
