@@ -36,5 +36,6 @@ pub use noise::{Noise, noise_digest, sha256};
 pub use process::{Outcome, Process};
 pub use wait::eventually;
 pub use world::{
-    As, GATEWAY, GATEWAY6, LAN, LAN6, NAMESERVER, NAMESERVER6, NO_ROUTE, NO_ROUTE6, UNREACHABLE, World, ip,
+    As, GATEWAY, GATEWAY6, INTERFACE, LAN, LAN6, NAMESERVER, NAMESERVER6, NO_ROUTE, NO_ROUTE6, UNREACHABLE,
+    World, ip,
 };

@@ -48,9 +48,16 @@ impl Node {
     /// # Panics
     /// It fails.
     pub fn ip(&self, arguments: &str) {
-        let mut command = Command::new("nsenter");
-        command.args(["--net", "--target", &self.pid().to_string(), "ip"]).args(arguments.split(' '));
+        let mut command = self.command("ip");
+        command.args(arguments.split(' '));
         finish(command, SOON).ok();
+    }
+
+    /// A command that runs on it.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &self.pid().to_string(), program]);
+        command
     }
 
     /// What `run` returns, which runs on it with all threads that it starts.

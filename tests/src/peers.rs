@@ -4,6 +4,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
+use socket2::SockRef;
+
 use crate::{Noise, bursts, sha256};
 
 /// Serves every connection with `serve` on a thread of its own, for as long as the test runs. The
@@ -96,6 +98,21 @@ pub fn udp_echo() -> u16 {
             let (length, from) = socket.recv_from(&mut buffer)?;
             // An ICMP error for an earlier answer would be reported here.
             let _ = socket.send_to(&buffer[..length], from);
+        }
+    });
+    port
+}
+
+/// Says how long a datagram was to whoever sent it, over IPv4 and IPv6, with this DSCP and ECN.
+pub fn udp_length(tos: u32) -> u16 {
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    SockRef::from(&socket).set_tos_v4(tos).unwrap();
+    SockRef::from(&socket).set_tclass_v6(tos).unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(length.to_string().as_bytes(), from);
         }
     });
     port

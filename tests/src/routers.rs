@@ -76,9 +76,8 @@ impl Routers {
 
     /// Looks at the packets that come far away and that a filter (pcap-filter(7)) lets through.
     pub fn watch(&self, filter: &str) -> Process {
-        let mut command = Command::new("nsenter");
-        let watch = format!("exec tcpdump -Z root -l -n -v -i in '{filter}' 2>&1");
-        command.args(["--net", "--target", &self.far.pid().to_string(), "sh", "-c", &watch]);
+        let mut command = self.far.command("sh");
+        command.args(["-c", &format!("exec tcpdump -Z root -l -n -v -i in '{filter}' 2>&1")]);
         let mut process = Process::spawn(command);
         process.line_with("listening on");
         process

@@ -26,7 +26,7 @@ pub const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub const NO_ROUTE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
 /// An IPv6 address that the host has no route to.
-pub const NO_ROUTE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+pub const NO_ROUTE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 
 /// The host, as guests see it.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -37,11 +37,14 @@ pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 /// The DNS server, as guests see it.
 pub const NAMESERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
-/// An ordinary user's number, and its group's. It need not have a name.
-const ORDINARY: u32 = 12345;
-
 /// The DNS server, as guests see it over IPv6.
 pub const NAMESERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
+
+/// The guest's interface, in its shell.
+pub const INTERFACE: &str = "$(ip -o link show | grep -o 'tap[0-9]*' | head -n 1)";
+
+/// An ordinary user's number, and its group's. It need not have a name.
+const ORDINARY: u32 = 12345;
 
 /// How long a program that is run to its end may take.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -7,10 +7,7 @@ use std::thread;
 use serde_json::Value;
 use usernet_tests::dns::DnsServer;
 use usernet_tests::wait::{SOON, eventually};
-use usernet_tests::{Daemon, LAN6, World};
-
-/// The guest's interface, in its shell.
-const INTERFACE: &str = "$(ip -o link show | grep -o 'tap[0-9]*' | head -n 1)";
+use usernet_tests::{Daemon, INTERFACE, LAN6, World};
 
 /// A script that forgets the leased IPv6 address, and goes on once the guest has made itself another.
 fn with_own_address(script: &str) -> String {

@@ -1,15 +1,16 @@
 //! NAT64 and DNS64: guests without IPv4 on a host whose network has nothing else.
 
-use std::net::{Ipv4Addr, UdpSocket};
-use std::thread;
+use std::net::Ipv4Addr;
 
 use usernet_tests::dns::DnsServer;
 use usernet_tests::routers::{FAR, ROUTERS, Routers};
 use usernet_tests::wait::SOON;
-use usernet_tests::{Daemon, GATEWAY, LAN, NO_ROUTE, Outcome, UNREACHABLE, World, ip, noise_digest, peers};
+use usernet_tests::{
+    Daemon, GATEWAY, GATEWAY6, LAN, NAMESERVER6, NO_ROUTE, Outcome, UNREACHABLE, World, ip, noise_digest,
+    peers,
+};
 
 const NAT64: [&str; 2] = ["--ipv6-only", "--nat64"];
-const NAMESERVER: &str = "fd00::3";
 
 /// Runs a script in a guest without IPv4, whose names are looked up at `server`.
 fn exec(world: &World, options: &[&str], server: &DnsServer, script: &str) -> Outcome {
@@ -54,7 +55,7 @@ fn names_and_pings_lead_to_ipv4_hosts() {
         "a.test AAAA",
         "text.test TXT",
     ];
-    let digs = digs.map(|dig| format!("dig +short +tries=1 @{NAMESERVER} {dig}")).join("; ");
+    let digs = digs.map(|dig| format!("dig +short +tries=1 @{NAMESERVER6} {dig}")).join("; ");
     let outcome = exec(&world, &NAT64, &server, &digs);
     let expected = "64:ff9b::c000:250\n64:ff9b::c000:250\n192.0.2.80\n64:ff9b::c000:aa\n64:ff9b::c000:ab\n\
                     2001:db8::80\n\"plain words\"\n";
@@ -144,7 +145,7 @@ fn the_way_is_shown_and_what_it_is_too_narrow_for() {
     let world = World::new();
     let _routers = Routers::new(&world, 1400);
     let far = named(FAR);
-    let way = ["fd00::2".to_owned(), named(ROUTERS[0]), named(ROUTERS[1]), far.clone()];
+    let way = [GATEWAY6.to_string(), named(ROUTERS[0]), named(ROUTERS[1]), far.clone()];
     for options in ["", "-I"] {
         let outcome = world.exec(&NAT64, &format!("traceroute -n -6 -w 2 {options} {far}"));
         let lines = outcome.ok().lines().skip(1);
@@ -162,17 +163,7 @@ fn what_ipv6_takes_for_granted_passes_the_narrowest_way() {
     let world = World::new();
     let routers = Routers::new(&world, 1500);
     ip(&format!("route add {FAR} via {} mtu 700", ROUTERS[0]));
-    let port = routers.far(|| {
-        let socket = UdpSocket::bind((FAR, 0)).unwrap();
-        let port = socket.local_addr().unwrap().port();
-        thread::spawn(move || {
-            let mut buffer = [0; 2000];
-            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                let _ = socket.send_to(length.to_string().as_bytes(), from);
-            }
-        });
-        port
-    });
+    let port = routers.far(|| peers::udp_length(0));
     let far = named(FAR);
     let script = format!(
         "$PROBE udp [{far}]:{port} $(head -c 1232 /dev/zero | tr '\\0' x); ping -c 1 -W 5 -s 1200 {far}"
@@ -186,7 +177,7 @@ fn nothing_is_translated_unasked() {
     let world = World::new();
     let server = DnsServer::start();
     let script = format!(
-        "dig +short +tries=1 @{NAMESERVER} counted.test AAAA; dig +short +tries=1 @{NAMESERVER} -x 64:ff9b::1
+        "dig +short +tries=1 @{NAMESERVER6} counted.test AAAA; dig +short +tries=1 @{NAMESERVER6} -x 64:ff9b::1
         $PROBE connect [{}]:80",
         named(LAN)
     );

@@ -145,7 +145,7 @@ fn an_outbound_interface_may_go_and_come_back() {
     drop(connections);
     ip("link delete second");
     guest.line_with("ConnectionReset");
-    refused(&daemon, AFAR, port);
+    finds_no_way(&daemon, AFAR, port);
     assert_eq!(daemon.process.stderr().matches("interface second has gone").count(), 1);
     second_network(&node);
     eventually("it is used again", || {
@@ -171,7 +171,7 @@ fn what_cannot_be_outbound_is_said_with_the_way_out() {
 }
 
 /// Checks that guests are told at once that there is no way, of whatever they send.
-fn refused(daemon: &Daemon<'_>, address: &str, port: u16) {
+fn finds_no_way(daemon: &Daemon<'_>, address: &str, port: u16) {
     let outcome = daemon.exec(&format!(
         "$PROBE connect {address}:{port}; printf x | socat -u - UDP:{address}:{port}; ping -n -c 1 -W 5 {address}"
     ));
@@ -234,7 +234,7 @@ fn flows_end_with_their_address_and_others_go_on() {
     busy.line_with("ended: 56");
     server.line_with("Connection reset by peer");
     echoed(&mut to_first).unwrap();
-    refused(&daemon, PEER, port);
+    finds_no_way(&daemon, PEER, port);
     assert_eq!(daemon.process.stderr().matches(&format!("address {OTHER} has gone")).count(), 1);
     let drops = daemon.list("drops");
     let counted = drops.iter().find(|drop| drop["reason"] == "host-changed").unwrap();

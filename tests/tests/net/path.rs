@@ -1,18 +1,13 @@
 //! The way to a place behind two routers: who is on it, how wide it is, and what the packets carry along.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::net::IpAddr;
 use std::process::Command;
-use std::thread;
-
-use socket2::SockRef;
 
 use usernet_tests::process::finish;
 use usernet_tests::routers::{FAR, FAR6, ROUTERS, ROUTERS6, Routers};
 use usernet_tests::wait::SOON;
-use usernet_tests::{GATEWAY, Outcome, World, noise_digest, peers};
-
-const GATEWAY6: &str = "fd00::2";
+use usernet_tests::{GATEWAY, GATEWAY6, Outcome, World, noise_digest, peers};
 
 /// The addresses in the lines that begin with the number of a hop.
 fn hops(outcome: &Outcome) -> Vec<String> {
@@ -28,7 +23,7 @@ fn hops(outcome: &Outcome) -> Vec<String> {
 fn the_way() -> [Vec<String>; 2] {
     [
         [GATEWAY, ROUTERS[0], ROUTERS[1], FAR].map(|hop| hop.to_string()).to_vec(),
-        [GATEWAY6.to_owned(), ROUTERS6[0].to_string(), ROUTERS6[1].to_string(), FAR6.to_string()].to_vec(),
+        [GATEWAY6, ROUTERS6[0], ROUTERS6[1], FAR6].map(|hop| hop.to_string()).to_vec(),
     ]
 }
 
@@ -120,29 +115,14 @@ fn a_guest_that_sends_datagrams_learns_how_wide_the_way_is() {
     world.exec(&["--mtu", "9000"], &(learns(FAR, 8000, 1500) + &learns(FAR6, 8000, 1500))).ok();
 }
 
-/// A server that says how long a datagram was; its answers are marked.
-fn measure(tos: u32) -> u16 {
-    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
-    let port = socket.local_addr().unwrap().port();
-    SockRef::from(&socket).set_tos_v4(tos).unwrap();
-    SockRef::from(&socket).set_tclass_v6(tos).unwrap();
-    thread::spawn(move || {
-        let mut buffer = [0; 2000];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{length}\n").as_bytes(), from);
-        }
-    });
-    port
-}
-
 #[test]
 fn what_may_be_cut_on_its_way_arrives() {
     let world = World::new();
     let routers = Routers::new(&world, 1280);
-    let port = routers.far(|| measure(0));
+    let port = routers.far(|| peers::udp_length(0));
     // 0: never "don't fragment".
     let script = format!("head -c 1400 /dev/zero | socat -T 3 -b 2000 - UDP4:{FAR}:{port},mtudiscover=0");
-    assert_eq!(world.exec(&[], &script).ok(), "1400\n");
+    assert_eq!(world.exec(&[], &script).ok(), "1400");
 }
 
 /// Expedited forwarding with ECT(1) out, AF11 with "congestion experienced" in.
@@ -150,7 +130,7 @@ fn what_may_be_cut_on_its_way_arrives() {
 fn dscp_and_ecn_pass_both_ways() {
     let world = World::new();
     let routers = Routers::new(&world, 1500);
-    let port = routers.far(|| measure(0x2b));
+    let port = routers.far(|| peers::udp_length(0x2b));
     let tcp = routers.far(|| {
         peers::tcp(|mut stream| {
             // Closed with something unread, it would be reset.

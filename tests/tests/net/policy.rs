@@ -7,13 +7,10 @@ use std::thread;
 
 use usernet_tests::process::finish;
 use usernet_tests::wait::SOON;
-use usernet_tests::{As, Daemon, LAN, Node, World, ip, peers};
-
-/// The guest's interface, in its shell.
-const INTERFACE: &str = "$(ip -o link show | grep -o 'tap[0-9]*' | head -n 1)";
+use usernet_tests::{As, Daemon, INTERFACE, LAN, LAN6, Node, World, ip, peers};
 
 /// How often the daemon's guests were refused something.
-fn refused(daemon: &Daemon<'_>) -> u64 {
+fn refusals(daemon: &Daemon<'_>) -> u64 {
     let drops = daemon.list("drops");
     let policy = drops.iter().find(|drop| drop["reason"] == "policy");
     policy.map_or(0, |drop| drop["count"].as_u64().unwrap())
@@ -34,8 +31,7 @@ fn a_restricted_command_pings_its_network_and_has_no_way_out() {
 
 #[test]
 fn what_a_restricted_guest_begins_is_refused_at_once_and_counted() {
-    let world = World::new();
-    ip("address add 2001:db8::1/64 dev lo nodad");
+    let world = World::with_ipv6();
     let server = peers::http();
     let daemon = Daemon::start(&world, &["--restrict"]);
     // It goes by itself where it was not told to.
@@ -45,16 +41,16 @@ fn what_a_restricted_guest_begins_is_refused_at_once_and_counted() {
         (fetch("10.0.2.2"), 7, "connect to"),
         (fetch(&LAN.to_string()), 7, "connect to"),
         (fetch("[fd00::2]"), 7, "connect to"),
-        (fetch("[2001:db8::1]"), 7, "connect to"),
+        (fetch(&format!("[{LAN6}]")), 7, "connect to"),
         ("dig +tries=1 +timeout=10 @10.0.2.3 a.test".to_owned(), 9, "host unreachable"),
         ("dig +tries=1 +timeout=10 @fd00::3 a.test".to_owned(), 9, "permission denied"),
         (format!("ping -c 1 -W 10 {LAN}"), 1, "Packet filtered"),
-        ("ping -c 1 -W 10 2001:db8::1".to_owned(), 1, "Administratively prohibited"),
+        (format!("ping -c 1 -W 10 {LAN6}"), 1, "Administratively prohibited"),
     ] {
-        let before = refused(&daemon);
+        let before = refusals(&daemon);
         let outcome = daemon.exec(&format!("{routes}; {script}"));
         assert_eq!(outcome.code(), code, "{outcome}");
-        assert!(refused(&daemon) > before, "{outcome}");
+        assert!(refusals(&daemon) > before, "{outcome}");
         assert!(outcome.says(words), "{outcome}");
     }
     assert_eq!(daemon.list("flows").len(), 0);
@@ -81,8 +77,7 @@ fn clients_of_a_restricted_network_are_told_of_no_router_and_no_resolver() {
 
 #[test]
 fn a_forward_leads_into_a_restricted_guest_for_peers_near_and_far() {
-    let world = World::new();
-    ip("address add 2001:db8::1/64 dev lo nodad");
+    let world = World::with_ipv6();
     for (rule, local, far, seen) in [
         ("tcp::0-:80", "127.0.0.1", "192.0.2.7", "10.0.2.2"),
         ("udp::0-:80", "127.0.0.1", "192.0.2.7", "10.0.2.2"),
@@ -107,7 +102,7 @@ fn a_forward_leads_into_a_restricted_guest_for_peers_near_and_far() {
         }
         let from = guest.stdout().matches(seen).count();
         assert!(from >= 2, "{rule}: {}", guest.stdout());
-        assert_eq!(refused(&daemon), 0);
+        assert_eq!(refusals(&daemon), 0);
     }
 }
 
@@ -127,7 +122,7 @@ fn the_hosts_link_local_range_is_refused_unless_it_is_asked_for() {
     ));
     assert_eq!(mapped.stdout.matches("ConnectionRefused").count(), 3, "{mapped}");
     assert_eq!(mapped.stdout.matches("Administratively prohibited").count(), 3, "{mapped}");
-    assert_eq!(refused(&daemon), 7);
+    assert_eq!(refusals(&daemon), 7);
     assert_eq!(world.exec(&["--host-link-local"], &fetch).ok(), "1000\n");
 }
 
