@@ -73,7 +73,8 @@ impl std::error::Error for PingForbidden {}
 
 impl PingEnd {
     /// Opens a socket at `source` (the unspecified address of a family, to leave it to the routes; for
-    /// IPv6, the kernel takes the address of a request's [`Envelope`] for nothing) for echo requests with the identifier `ident`, or any other where that is in use or 0.
+    /// IPv6, the kernel takes the address of a request's [`Envelope`] for nothing) for echo requests with
+    /// the identifier `ident`, or any other where that is in use or 0.
     ///
     /// # Errors
     /// [`HostError::Prohibited`]: this process may not; [`HostError::NetUnreachable`]: `source` is no

@@ -4,9 +4,9 @@
 //! rule of [`Checksum::Partial`]: the field already holds the pseudo-header's sum, and any protocol
 //! will do.
 //!
-//! A super-frame is cut ([`Cutter`]; into frames of their own, [`finished`]). There the pseudo-header's sum in the template is of no use,
-//! since each wire packet has a length of its own: it is made anew from the IP header, and whatever
-//! the checksum field held is ignored.
+//! A super-frame is cut ([`Cutter`]; into frames of their own, [`finished`]). There the pseudo-header's sum
+//! in the template is of no use, since each wire packet has a length of its own: it is made anew from the
+//! IP header, and whatever the checksum field held is ignored.
 
 use std::io::IoSlice;
 use std::ops::Range;

@@ -53,7 +53,8 @@ impl Handle {
     /// its port.
     ///
     /// # Errors
-    /// There is no queue, or more than workers; the guest goes before all are plugged in; a link cannot be polled, or the network has been shut down.
+    /// There is no queue, or more than workers; the guest goes before all are plugged in; a link cannot be
+    /// polled, or the network has been shut down.
     pub fn attach_queues(&self, links: Vec<Link>, name: &str) -> Result<u32, Error> {
         let queues = links.len();
         if queues == 0 {

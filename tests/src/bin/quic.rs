@@ -1,6 +1,6 @@
 //! The guest's end of a QUIC transfer: `quic SERVER CERTIFICATE SEED LENGTH` prints the digest of what the
-//! server received, then that of what came back, and the rates of both in Gbit/s. `quic serve ADDRESS` is the other
-//! end, for measurements by hand: it prints where it listens and its certificate.
+//! server received, then that of what came back, and the rates of both in Gbit/s. `quic serve ADDRESS` is
+//! the other end, for measurements by hand: it prints where it listens and its certificate.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program of the tests' own")]
 

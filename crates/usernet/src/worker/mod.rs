@@ -1,11 +1,11 @@
 //! A worker: one thread with its own epoll, which drives a core.
 //!
-//! It owns its guests' links (of a guest with several queues, one of them), the host ends of their flows
-//! and the core, so nothing on the path is locked. What is another worker's is posted to it. A turn
-//! is: wait; take in what has happened; read a few batches from each link that is ready, and do what the
-//! core answers with after each; hand what was gathered for the guests to their links. Whatever is edge-triggered and
-//! was not drained stays on a ready list, so work is in proportion to what is ready, and no guest or
-//! flow takes more than its share of a turn.
+//! It owns its guests' links (of a guest with several queues, one of them), the host ends of their flows and
+//! the core, so nothing on the path is locked. What is another worker's is posted to it. A turn is: wait;
+//! take in what has happened; read a few batches from each link that is ready, and do what the core answers
+//! with after each; hand what was gathered for the guests to their links. Whatever is edge-triggered and was
+//! not drained stays on a ready list, so work is in proportion to what is ready, and no guest or flow takes
+//! more than its share of a turn.
 
 mod changes;
 mod command;
