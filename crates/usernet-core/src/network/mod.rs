@@ -13,15 +13,17 @@ mod ipv6;
 mod ndp;
 mod ping;
 mod reassembly;
+mod reply;
 mod shared;
 mod switch;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod udp;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::Range;
 
 pub use action::{Delivery, DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
@@ -33,16 +35,14 @@ pub use udp::{MAX_DATAGRAMS, UdpFlow, UdpKind};
 
 use crate::drops::{DropReason, Drops};
 use crate::frame::FrameBytes;
-use crate::nat64;
-use crate::offload::{Fragmentation, Offload};
 use crate::port::{PortId, WorkerId};
-use crate::table::{Endpoint, Entry, FlowId, FlowKind, FlowTable, hash};
+use crate::table::{Entry, FlowId, FlowKind, FlowTable};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::{
-    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, Headers,
-    IPV6_HEADER_LEN, IPV6_MIN_MTU, IPV6_MORE, IcmpError, IpHeader, MacAddr, Offender, PROTOCOL_ICMP,
-    PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
+    Arp, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, IPV6_MORE,
+    IcmpError, IpHeader, MacAddr, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    TCP_FRAME_HEADERS, UDP_FRAME_HEADERS,
 };
 use config::{Place, gateway_mac};
 use ipv6::Arrived;
@@ -555,94 +555,6 @@ impl Network {
         for port in ports {
             self.send_frame(port, request.frame(MacAddr::BROADCAST));
         }
-    }
-
-    // --- frames to guests ----------------------------------------------------------------------
-
-    fn send_frame(&mut self, port: PortId, frame: Vec<u8>) {
-        self.outputs.push_back(Output::Frame { port, frame, offload: Offload::default() });
-    }
-
-    /// Has wire packets to a guest, with `longest` bytes of payload at most, go in fragments where they are
-    /// longer than its MTU. `ip` is their header.
-    #[inline]
-    fn fit(&mut self, headers: &mut Headers, ip: &IpHeader, longest: usize, packets: usize) {
-        if headers.len() - ETHERNET_HEADER_LEN + longest > usize::from(self.config.mtu) {
-            self.fragment(headers, ip, packets);
-        }
-    }
-
-    #[cold]
-    fn fragment(&mut self, headers: &mut Headers, ip: &IpHeader, packets: usize) {
-        // RFC 7739 §5.3: a counter that begins elsewhere for each pair of addresses, so that no guest can
-        // tell the next number of another's.
-        let pair = hash(&self.config.seed, &(ip.src, ip.dst, self.shared.worker.0));
-        let start = u32::try_from(pair & u64::from(u32::MAX)).unwrap_or_default();
-        let ident = start.wrapping_add(self.fragmented);
-        self.fragmented = self.fragmented.wrapping_add(u32::try_from(packets).unwrap_or(1));
-        headers.offload.fragmentation = Some(Fragmentation { mtu: self.config.mtu, ident });
-    }
-
-    fn send_icmp_error(&mut self, packet: &Packet<'_>, error: IcmpError) {
-        if !ipv6::may_be_told(packet) {
-            return;
-        }
-        // An error about what went to one of our addresses comes from that address.
-        let IpHeader { src: guest, dst, .. } = packet.ip;
-        let src = if self.config.is_ours(dst) { dst } else { self.config.gateway_of(guest) };
-        let ip = IpHeader::new(src, guest, PROTOCOL_ICMP);
-        if let Some(frame) = error.frame(packet.mac, self.mac, ip, packet.quote()) {
-            self.send_frame(packet.port, frame);
-        }
-    }
-
-    /// The header of an ICMP error about what `guest` sent to `dst`.
-    fn error_ip(&self, offender: Option<Offender>, guest: IpAddr, dst: IpAddr) -> IpHeader {
-        let Some(Offender { addr, ttl }) = offender else { return IpHeader::new(dst, guest, PROTOCOL_ICMP) };
-        let ip = IpHeader::new(self.guest_view(addr, guest), guest, PROTOCOL_ICMP);
-        // This network is one more hop.
-        IpHeader { ttl: ttl.map_or(ip.ttl, |ttl| ttl.saturating_sub(1).max(1)), ..ip }
-    }
-
-    /// The host's address for a destination that a guest named.
-    fn host_addr(&self, dst: IpAddr) -> IpAddr {
-        let dst = self.config.translated(dst).map_or(dst, IpAddr::V4);
-        match dst {
-            _ if dst != self.config.gateway_of(dst) => dst,
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        }
-    }
-
-    /// How `guest` sees a host's address: loopback is the gateway of its own kind of IP, and so is what
-    /// it could not name: link-local addresses of the host's links, and those of the other kind. With NAT64
-    /// an IPv6 guest can name all that an IPv4 guest sees. With `restrict` no guest can name any: one that is
-    /// told of no router has a way to its own network only.
-    fn guest_view(&self, addr: IpAddr, guest: IpAddr) -> IpAddr {
-        let addr = addr.to_canonical();
-        let nat64 = self.config.nat64 && !self.config.restrict;
-        if let (IpAddr::V4(addr), IpAddr::V6(_), true) = (addr, guest, nat64) {
-            return nat64::embed(if addr.is_loopback() { self.config.gateway } else { addr }).into();
-        }
-        let on_link = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
-        let named =
-            addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link && !self.config.restrict;
-        if named { addr } else { self.config.gateway_of(guest) }
-    }
-
-    /// How a packet, with so many bytes behind its IP header, goes on. IPv6 takes for granted that 1280 bytes
-    /// arrive in one piece: on the way over IPv4, which may be narrower, they may be cut (RFC 7915 §5.1).
-    fn delivery(&self, ip: &IpHeader, len: usize) -> Delivery {
-        let mut delivery = Delivery::from(ip);
-        if self.config.translated(ip.dst).is_some() {
-            delivery.dont_fragment &= IPV6_HEADER_LEN + len > usize::from(IPV6_MIN_MTU);
-        }
-        delivery
-    }
-
-    /// The peer in the key of a flow to `dst` that serves all peers of its kind.
-    fn all_peers(&self, dst: IpAddr) -> Option<Endpoint> {
-        self.config.translated(dst).map(|_| Endpoint { addr: nat64::PREFIX.into(), port: 0 })
     }
 
     // --- time and outputs ------------------------------------------------------------------------

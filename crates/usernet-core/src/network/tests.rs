@@ -1,12 +1,12 @@
 //! What a guest, or a stranger, must not bring about.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::*;
 use crate::datagrams::Datagrams;
 use crate::datagrams::Origin;
 use crate::table::Endpoint;
-use crate::wire::Arp;
+use crate::wire::{Arp, Headers};
 
 const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xa]);
 const B: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xb]);

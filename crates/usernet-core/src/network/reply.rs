@@ -1,0 +1,56 @@
+//! What is on its way to guests: frames, packets that are to be cut, ICMP errors.
+
+use std::net::IpAddr;
+
+use super::{Network, Output, Packet, ipv6};
+use crate::offload::{Fragmentation, Offload};
+use crate::port::PortId;
+use crate::table::hash;
+use crate::wire::{ETHERNET_HEADER_LEN, Headers, IcmpError, IpHeader, Offender, PROTOCOL_ICMP};
+
+impl Network {
+    pub(super) fn send_frame(&mut self, port: PortId, frame: Vec<u8>) {
+        self.outputs.push_back(Output::Frame { port, frame, offload: Offload::default() });
+    }
+
+    /// Has wire packets to a guest, with `longest` bytes of payload at most, go in fragments where they are
+    /// longer than its MTU. `ip` is their header.
+    #[inline]
+    pub(super) fn fit(&mut self, headers: &mut Headers, ip: &IpHeader, longest: usize, packets: usize) {
+        if headers.len() - ETHERNET_HEADER_LEN + longest > usize::from(self.config.mtu) {
+            self.fragment(headers, ip, packets);
+        }
+    }
+
+    #[cold]
+    fn fragment(&mut self, headers: &mut Headers, ip: &IpHeader, packets: usize) {
+        // RFC 7739 §5.3: a counter that begins elsewhere for each pair of addresses, so that no guest can
+        // tell the next number of another's.
+        let pair = hash(&self.config.seed, &(ip.src, ip.dst, self.shared.worker.0));
+        let start = u32::try_from(pair & u64::from(u32::MAX)).unwrap_or_default();
+        let ident = start.wrapping_add(self.fragmented);
+        self.fragmented = self.fragmented.wrapping_add(u32::try_from(packets).unwrap_or(1));
+        headers.offload.fragmentation = Some(Fragmentation { mtu: self.config.mtu, ident });
+    }
+
+    pub(super) fn send_icmp_error(&mut self, packet: &Packet<'_>, error: IcmpError) {
+        if !ipv6::may_be_told(packet) {
+            return;
+        }
+        // An error about what went to one of our addresses comes from that address.
+        let IpHeader { src: guest, dst, .. } = packet.ip;
+        let src = if self.config.is_ours(dst) { dst } else { self.config.gateway_of(guest) };
+        let ip = IpHeader::new(src, guest, PROTOCOL_ICMP);
+        if let Some(frame) = error.frame(packet.mac, self.mac, ip, packet.quote()) {
+            self.send_frame(packet.port, frame);
+        }
+    }
+
+    /// The header of an ICMP error about what `guest` sent to `dst`.
+    pub(super) fn error_ip(&self, offender: Option<Offender>, guest: IpAddr, dst: IpAddr) -> IpHeader {
+        let Some(Offender { addr, ttl }) = offender else { return IpHeader::new(dst, guest, PROTOCOL_ICMP) };
+        let ip = IpHeader::new(self.guest_view(addr, guest), guest, PROTOCOL_ICMP);
+        // This network is one more hop.
+        IpHeader { ttl: ttl.map_or(ip.ttl, |ttl| ttl.saturating_sub(1).max(1)), ..ip }
+    }
+}
