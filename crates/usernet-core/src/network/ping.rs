@@ -75,17 +75,7 @@ impl Network {
             self.fit(&mut headers, &ip, payload.len(), 1);
             return Ok(Verdict::Reply { headers, payload });
         }
-        match place {
-            Place::Outside => {}
-            Place::Closed => {
-                self.send_icmp_error(packet, IcmpError::Prohibited);
-                return Err(DropReason::Policy);
-            }
-            _ => {
-                self.send_icmp_error(packet, IcmpError::HostUnreachable);
-                return Err(DropReason::NoSuchGuest);
-            }
-        }
+        self.check_place(packet, place)?;
         let guest = Endpoint { addr: packet.ip.src, port: echo.ident };
         let key = FlowKey { port: packet.port, guest, peer: self.all_peers(packet.ip.dst) };
         let flow = match self.ping.find(&key) {

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
+use super::config::Place;
 use super::{Network, Output, Packet, ipv6};
+use crate::drops::DropReason;
 use crate::offload::{Fragmentation, Offload};
 use crate::port::PortId;
 use crate::table::hash;
@@ -44,6 +46,21 @@ impl Network {
         if let Some(frame) = error.frame(packet.mac, self.mac, ip, packet.quote()) {
             self.send_frame(packet.port, frame);
         }
+    }
+
+    /// Lets pass what a host is to take. Of what has no such place its sender is told.
+    #[inline]
+    pub(super) fn check_place(&mut self, packet: &Packet<'_>, place: Place) -> Result<(), DropReason> {
+        let (error, reason) = match place {
+            Place::Gateway | Place::Outside => return Ok(()),
+            Place::Dns => (IcmpError::PortUnreachable, DropReason::Policy),
+            Place::Closed => (IcmpError::Prohibited, DropReason::Policy),
+            Place::Inside | Place::Group | Place::Forbidden => {
+                (IcmpError::HostUnreachable, DropReason::NoSuchGuest)
+            }
+        };
+        self.send_icmp_error(packet, error);
+        Err(reason)
     }
 
     /// The header of an ICMP error about what `guest` sent to `dst`.

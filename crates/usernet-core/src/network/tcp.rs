@@ -99,7 +99,6 @@ impl Network {
         }
         let peer = SocketAddr::new(self.host_addr(packet.ip.dst), seg.dst_port);
         let target = match place {
-            Place::Gateway | Place::Outside => Target::Host(peer),
             Place::Dns if seg.dst_port == 53 => {
                 let limit = self.share(packet.port, self.config.limits.dns_streams);
                 if self.ports.get(&packet.port).is_none_or(|port| port.dns_streams >= limit) {
@@ -113,8 +112,8 @@ impl Network {
                 return Err(DropReason::Policy);
             }
             _ => {
-                self.send_icmp_error(packet, IcmpError::HostUnreachable);
-                return Err(DropReason::NoSuchGuest);
+                self.check_place(packet, place)?;
+                Target::Host(peer)
             }
         };
         if seg.dst_port == 0 || seg.src_port == 0 {

@@ -150,19 +150,7 @@ impl Network {
             // A query is one datagram.
             Place::Dns if peer.port == 53 && segment == 0 => return self.ask_dns(packet, guest, payload),
             Place::Dns if peer.port == 53 => return Err(DropReason::UdpSegmentation),
-            Place::Dns => {
-                self.send_icmp_error(packet, IcmpError::PortUnreachable);
-                return Err(DropReason::Policy);
-            }
-            Place::Closed => {
-                self.send_icmp_error(packet, IcmpError::Prohibited);
-                return Err(DropReason::Policy);
-            }
-            Place::Gateway | Place::Outside => {}
-            _ => {
-                self.send_icmp_error(packet, IcmpError::HostUnreachable);
-                return Err(DropReason::NoSuchGuest);
-            }
+            _ => self.check_place(packet, place)?,
         }
         let key = FlowKey { peer: self.all_peers(peer.addr), ..forwarded };
         let flow = match self.udp.find(&key) {
