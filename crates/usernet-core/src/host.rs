@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::wire::IcmpError;
+
 /// What the driver tells a TCP flow about its host end. Lengths are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostEvent {
@@ -65,6 +67,18 @@ pub enum HostError {
     Exhausted,
     /// Another error number.
     Other(i32),
+}
+
+/// What a guest is told of it where there is no connection to reset.
+impl From<HostError> for IcmpError {
+    fn from(error: HostError) -> Self {
+        match error {
+            HostError::Refused => Self::PortUnreachable,
+            HostError::NetUnreachable => Self::NetUnreachable,
+            HostError::Prohibited => Self::Prohibited,
+            _ => Self::HostUnreachable,
+        }
+    }
 }
 
 impl fmt::Display for HostError {

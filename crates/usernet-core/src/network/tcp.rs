@@ -393,11 +393,6 @@ impl Network {
         let Some(entry) = self.tcp.get(flow) else { return };
         let Some(peer) = entry.key.peer else { return };
         let guest = entry.key.guest;
-        let error = match error {
-            HostError::NetUnreachable => IcmpError::NetUnreachable,
-            HostError::Prohibited => IcmpError::Prohibited,
-            _ => IcmpError::HostUnreachable,
-        };
         let syn = TcpHeader {
             src_port: guest.port,
             dst_port: peer.port,
@@ -409,7 +404,7 @@ impl Network {
         let syn = Headers::tcp(self.mac, entry.mac, &ip, &syn, 0, u16::MAX);
         let gateway = self.config.gateway_of(guest.addr);
         let ip = IpHeader::new(gateway, guest.addr, PROTOCOL_ICMP);
-        if let Some(frame) = error.frame(entry.mac, self.mac, ip, &syn.quote(&[])) {
+        if let Some(frame) = IcmpError::from(error).frame(entry.mac, self.mac, ip, &syn.quote(&[])) {
             self.send_frame(entry.key.port, frame);
         }
     }

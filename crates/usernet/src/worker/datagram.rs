@@ -246,10 +246,7 @@ impl Worker {
             HostError::Exhausted => None,
             // How long it may be is said in the error queue.
             HostError::TooLong => self.take_errors(flow).map(|mtu| IcmpError::too_big(to, mtu)),
-            HostError::Refused => Some(IcmpError::PortUnreachable),
-            HostError::NetUnreachable => Some(IcmpError::NetUnreachable),
-            HostError::Prohibited => Some(IcmpError::Prohibited),
-            _ => Some(IcmpError::HostUnreachable),
+            other => Some(other.into()),
         }
     }
 
