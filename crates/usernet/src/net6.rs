@@ -2,11 +2,8 @@
 
 use std::net::Ipv6Addr;
 
-use crate::ConfigError;
 use crate::config::check;
-
-/// The least MTU that IPv6 works with (RFC 8200 §5).
-pub const IPV6_MIN_MTU: u16 = 1280;
+use crate::{ConfigError, IPV6_MIN_MTU};
 
 /// An IPv6 network. The default is fd00::/64, gateway ::2, DNS ::3, DHCPv6 from ::15 on; guests make
 /// addresses of their own in it, too.
