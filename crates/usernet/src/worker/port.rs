@@ -267,7 +267,7 @@ impl Worker {
                 }
                 Verdict::Reassembled(frame) => {
                     // A segment of it may follow those that are gathered.
-                    self.hand_in(&mut gathered, &mut leaving);
+                    self.send_gathered(&mut gathered, &mut leaving);
                     // Its last fragment has paid for it, maybe with all that was left.
                     self.take_frame(port, frame, Offload::default(), &mut 1);
                 }
@@ -281,11 +281,11 @@ impl Worker {
                 }
             }
         }
-        self.hand_in(&mut gathered, &mut leaving);
+        self.send_gathered(&mut gathered, &mut leaving);
     }
 
     /// Gives the host what was gathered from a batch.
-    fn hand_in(&mut self, gathered: &mut Vec<Gathered<'_>>, leaving: &mut Leaving<'_>) {
+    fn send_gathered(&mut self, gathered: &mut Vec<Gathered<'_>>, leaving: &mut Leaving<'_>) {
         for batch in gathered.drain(..) {
             self.write_gathered(batch);
         }
