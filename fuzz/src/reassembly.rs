@@ -39,7 +39,7 @@ struct World {
 
 /// Steps, each of five bytes: what kind and what of it, and two numbers (little-endian).
 pub fn reassembly(data: &[u8]) {
-    let limits = Limits { fragmented: LIMIT, ..Limits::default() };
+    let limits = Limits { incomplete: LIMIT, ..Limits::default() };
     let config = Config { limits, net6: Some(dhcp6::Config::default()), ..Config::default() };
     let mut world = World {
         net: Network::new(config),

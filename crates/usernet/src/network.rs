@@ -92,7 +92,7 @@ impl Network {
             control_stop: Some(control_stop),
             control: Some(control),
         };
-        let origin = std::time::Instant::now();
+        let began = std::time::Instant::now();
         let core = core_config(&config, follower.host(), descriptors)?;
         let cores = match workers {
             1 => vec![core::Network::new(core)],
@@ -112,7 +112,7 @@ impl Network {
                 capture: capture.clone(),
                 default_guest: config.default_guest(),
                 host: Arc::clone(follower.host()),
-                origin,
+                began,
             })
             .map_err(Error::io("cannot poll an eventfd"))?;
             let end = End(Arc::clone(&ended_sender));

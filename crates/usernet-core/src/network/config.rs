@@ -89,7 +89,7 @@ pub struct Limits {
     /// come again.
     pub kept: u32,
     /// Packets whose fragments have not all come, each of 64 KiB at most. The oldest goes first.
-    pub fragmented: usize,
+    pub incomplete: usize,
     /// DNS queries that are not answered yet. One beyond this is dropped.
     pub dns: usize,
     /// DNS connections. One beyond this is refused.
@@ -114,7 +114,7 @@ impl Default for Limits {
             ping: 64,
             kept: 16 << 20,
             // 1 MiB. A guest sends the fragments of a packet in a row, so more are mostly what was lost.
-            fragmented: 16,
+            incomplete: 16,
             dns: 64,
             dns_streams: 8,
             macs: 64,

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::addresses::DHCPV6_SERVER;
 use super::config::Place;
-use super::dhcp::DHCPV6_SERVER;
 use super::{Network, Packet, Verdict, udp};
 use crate::drops::DropReason;
 use crate::frame::FrameBytes;

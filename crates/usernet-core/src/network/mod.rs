@@ -6,8 +6,8 @@
 //! the same outputs.
 
 mod action;
+mod addresses;
 mod config;
-mod dhcp;
 mod group;
 mod ipv6;
 mod ndp;
@@ -67,8 +67,8 @@ pub struct Network {
     udp: FlowTable<UdpFlow>,
     ping: FlowTable<PingFlow>,
     reassembly: reassembly::Reassembly,
-    /// Packets that went to guests in fragments.
-    fragmented: u32,
+    /// What the identification of the next packet to a guest in fragments is counted from.
+    next_ident: u32,
     wheel: TimerWheel<Timer>,
     drops: Drops,
     outputs: VecDeque<Output>,
@@ -162,7 +162,7 @@ impl Network {
             udp: FlowTable::new(FlowKind::Udp, seed, shared.owners()),
             ping: FlowTable::new(FlowKind::Ping, seed, shared.owners()),
             reassembly: reassembly::Reassembly::default(),
-            fragmented: 0,
+            next_ident: 0,
             shared,
             wheel: TimerWheel::default(),
             drops: Drops::default(),

@@ -5,7 +5,7 @@
 //! that is handed in like any other ([`Verdict::Reassembled`]), and its checksum is as much the business of
 //! whoever gets the data as any other's. What guests send to each other, or to a group, stays as it is.
 //!
-//! A guest has at most [`super::Limits::fragmented`] packets in the making, each with room for the longest
+//! A guest has at most [`super::Limits::incomplete`] packets in the making, each with room for the longest
 //! from its first fragment on, so what it can make the network hold does not depend on what it says. When
 //! that is too little, or the time is over, the oldest goes. Fragments that overlap would have to be judged:
 //! the packet is refused as a whole, and its place is kept so that those that follow are refused too (RFC
@@ -148,28 +148,28 @@ impl Network {
         }
         let IpHeader { src, dst, protocol, .. } = packet.ip;
         let key = Key { src, dst, protocol, ident: fragment.ident };
-        let limit = self.share(packet.port, self.config.limits.fragmented).max(1);
+        let limit = self.share(packet.port, self.config.limits.incomplete).max(1);
         let deadline = now + LIFETIME;
         let queue = self.reassembly.0.entry(packet.port).or_insert_with(|| Queue {
             packets: VecDeque::new(),
             timer: self.wheel.insert(deadline, Timer::Reassembly(packet.port)),
         });
         let mut crowded_out = false;
-        let place = queue.packets.iter().position(|partial| partial.key == key).unwrap_or_else(|| {
+        let index = queue.packets.iter().position(|partial| partial.key == key).unwrap_or_else(|| {
             let oldest = if queue.packets.len() >= limit { queue.packets.pop_front() } else { None };
             let room = oldest.and_then(|oldest| oldest.pieces);
             crowded_out = room.is_some();
             queue.packets.push_back(Partial { key, deadline, pieces: Some(Pieces::new(&packet.ip, room)) });
             queue.packets.len() - 1
         });
-        let partial = queue.packets.get_mut(place).ok_or(DropReason::FragmentLimit)?;
+        let partial = queue.packets.get_mut(index).ok_or(DropReason::FragmentLimit)?;
         let added = partial.pieces.as_mut().map(|pieces| pieces.add(&fragment, &piece, frame));
         let outcome = match added {
             Some(Added::Waits) => Ok(Verdict::Done),
             Some(Added::Known) => Err(DropReason::Duplicate),
             Some(Added::Completes) => {
                 let whole =
-                    queue.packets.remove(place).and_then(|partial| partial.pieces?.assemble(self.mac));
+                    queue.packets.remove(index).and_then(|partial| partial.pieces?.assemble(self.mac));
                 whole.map(Verdict::Reassembled).ok_or(DropReason::Fragment)
             }
             Some(Added::Contradicts) | None => {
@@ -282,7 +282,7 @@ impl Pieces {
 
     fn add<F: FrameBytes + ?Sized>(&mut self, fragment: &Fragment, piece: &Packet<'_>, frame: &F) -> Added {
         let data = fragment.offset..fragment.offset + piece.transport.len();
-        let place = self.headers_len + data.start..self.headers_len + data.end;
+        let bytes = self.headers_len + data.start..self.headers_len + data.end;
         let contradicts = match (self.end, fragment.more) {
             (Some(end), false) => data.end != end,
             (Some(end), true) => data.end >= end,
@@ -298,12 +298,12 @@ impl Pieces {
         if units.contains(&true) {
             let mut again = vec![0; data.len()];
             frame.copy_to(piece.transport.start, &mut again);
-            let known = !units.contains(&false) && self.frame.get(place) == Some(&again[..]);
+            let known = !units.contains(&false) && self.frame.get(bytes) == Some(&again[..]);
             return if known { Added::Known } else { Added::Contradicts };
         }
         units.fill(true);
         self.reach = self.reach.max(data.end);
-        if let Some(to) = self.frame.get_mut(place) {
+        if let Some(to) = self.frame.get_mut(bytes) {
             frame.copy_to(piece.transport.start, to);
         }
         self.received += data.len();

@@ -30,8 +30,8 @@ impl Network {
         // tell the next number of another's.
         let pair = hash(&self.config.seed, &(ip.src, ip.dst, self.shared.worker.0));
         let start = u32::try_from(pair & u64::from(u32::MAX)).unwrap_or_default();
-        let ident = start.wrapping_add(self.fragmented);
-        self.fragmented = self.fragmented.wrapping_add(u32::try_from(packets).unwrap_or(1));
+        let ident = start.wrapping_add(self.next_ident);
+        self.next_ident = self.next_ident.wrapping_add(u32::try_from(packets).unwrap_or(1));
         headers.offload.fragmentation = Some(Fragmentation { mtu: self.config.mtu, ident });
     }
 

@@ -77,7 +77,7 @@ pub(crate) struct Parts {
     pub(crate) capture: Option<Capture>,
     pub(crate) default_guest: std::net::IpAddr,
     pub(crate) host: Arc<Host>,
-    pub(crate) origin: std::time::Instant,
+    pub(crate) began: std::time::Instant,
 }
 
 pub(crate) struct Worker {
@@ -189,7 +189,7 @@ impl Worker {
     }
 
     fn clock(&self) -> Instant {
-        let elapsed = self.parts.origin.elapsed().as_micros();
+        let elapsed = self.parts.began.elapsed().as_micros();
         Instant::from_micros(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
