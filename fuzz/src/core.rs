@@ -383,7 +383,7 @@ impl World {
             }
             (4, Some(flow)) => {
                 let header = [0, 0, 0, 0, 0, n, 0, 1];
-                check(self.net.ping_from_host(flow, from.ip(), header, len.into(), (9, n), self.now));
+                check(self.net.ping_from_host(flow, &origin, Some(9), header, len.into(), self.now));
             }
             (5, Some(flow)) if flow.kind == FlowKind::Udp => {
                 self.net.udp_error(flow, from, error, None, &header);

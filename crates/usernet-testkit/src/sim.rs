@@ -1,7 +1,7 @@
 //! The driver: what a worker does, on a virtual clock.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use usernet_core::datagrams::{Datagrams, Origin};
@@ -601,8 +601,8 @@ impl<G: Guest> Sim<G> {
         for reply in due {
             let made = if reply.ping {
                 let (header, payload) = echo_reply(&reply.payload);
-                let from: IpAddr = reply.from.ip();
-                let made = self.net.ping_from_host(reply.flow, from, header, payload.len(), (60, 0), now);
+                let origin = origin(reply.from);
+                let made = self.net.ping_from_host(reply.flow, &origin, Some(60), header, payload.len(), now);
                 made.map(|made| (made, payload))
             } else {
                 let datagrams = Datagrams::one(reply.payload.len());

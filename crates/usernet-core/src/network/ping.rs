@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::config::Place;
 use super::{Network, Output, Packet, Verdict, arm, disarm};
+use crate::datagrams::Origin;
 use crate::drops::DropReason;
 use crate::port::PortId;
 use crate::table::{Endpoint, FlowId, FlowKey};
@@ -128,8 +129,8 @@ impl Network {
         if end <= now { self.close_ping(flow) } else { arm(&mut self.wheel, flow, entry, end) }
     }
 
-    /// Decides on an ICMP message that came to a flow's socket: its header, and how many bytes follow;
-    /// hops that it had left, DSCP and ECN.
+    /// Decides on an ICMP message that came to a flow's socket, with so many hops left where that is known:
+    /// its header, and how many bytes follow.
     /// The kernel matches replies by an identifier that may not be the guest's: it is written back.
     ///
     /// # Errors
@@ -137,13 +138,14 @@ impl Network {
     pub fn ping_from_host(
         &mut self,
         flow: FlowId,
-        from: IpAddr,
+        origin: &Origin,
+        ttl: Option<u8>,
         header: [u8; ICMP_HEADER_LEN],
         len: usize,
-        (ttl, tos): (u8, u8),
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
         let mut echo = Echo::parse(header);
+        let from = origin.from.ip();
         let guest = self.ping.get(flow).ok_or(DropReason::NoFlow)?.key.guest;
         let (_, reply) = echo_types(from);
         if (echo.kind, echo.code) != (reply, 0) {
@@ -157,7 +159,8 @@ impl Network {
         entry.flow.bytes_in += len as u64;
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
-        let ip = IpHeader { ttl, tos, ..ping_ip(src, guest.addr) };
+        let ip = ping_ip(src, guest.addr);
+        let ip = IpHeader { ttl: ttl.unwrap_or(ip.ttl), tos: origin.tos, ..ip };
         let port = entry.key.port;
         let mut headers = Headers::icmp(entry.mac, gateway, &ip, &echo.to_bytes(), len);
         self.fit(&mut headers, &ip, len, 1);

@@ -18,8 +18,8 @@ use usernet_host::inbox::{self, Batch};
 use usernet_host::outbox::{Outbox, Unsent};
 use usernet_host::ping::PingEnd;
 use usernet_host::udp::UdpEnd;
-use usernet_link::LinkError;
 use usernet_host::{Envelope, Icmp, QueuedError, Source};
+use usernet_link::LinkError;
 
 use super::port::Sent;
 use super::{Command, Worker, slot};
@@ -422,9 +422,9 @@ impl Worker {
         let mut message = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut self.echo)];
         let Ok(Some(received)) = slot.end.receive(&mut message) else { return Next::Drained };
         let len = received.len.saturating_sub(ICMP_HEADER_LEN);
-        let (from, how) = (received.from.ip(), (received.ttl.unwrap_or(64), received.tos));
+        let (origin, ttl) = (received.origin(), received.ttl);
         let mut outcome = Some(Sent::Nothing);
-        if let Ok((port, headers)) = self.parts.core.ping_from_host(flow, from, header, len, how, self.now)
+        if let Ok((port, headers)) = self.parts.core.ping_from_host(flow, &origin, ttl, header, len, self.now)
             && let Some(entry) = self.ports.get_mut(&port)
         {
             let payload = self.echo.get(..len).unwrap_or_default();
