@@ -101,6 +101,8 @@ drop_reasons! {
     Icmp => "icmp",
     /// An echo that the host does not let us send (`net.ipv4.ping_group_range`).
     PingForbidden => "ping-forbidden",
+    /// An echo reply from a host that the guest never pinged, or an error about one.
+    PingFiltered => "ping-filtered",
     /// An echo request that the host's socket refused.
     PingSend => "ping-send",
     /// A malformed DHCP message.

@@ -12,6 +12,8 @@ use crate::wire::{
     TYPE_SOA, skip_question,
 };
 
+/// The longest message whose records are read, in bytes: names take time that grows with its square.
+const MAX_READ: usize = 4096;
 /// The largest message over UDP, in bytes, both ways: it passes every path unfragmented (RFC 9715 §3.1 has
 /// 1400 at most; 1232 is what fits IPv6's smallest MTU).
 pub(crate) const MAX_UDP: u16 = 1232;
@@ -187,9 +189,10 @@ impl Answer {
         }))
     }
 
-    /// The message with its records read, `age` seconds later; `None` when one cannot be.
+    /// The message with its records read, `age` seconds later; `None` when one cannot be, or when it is so
+    /// long that to follow the names in it, which may lead on and on, could take a while.
     pub(crate) fn to_message(&self, age: u32) -> Option<Message> {
-        Message::from_vec(&self.aged(age)).ok()
+        (self.message.len() <= MAX_READ).then(|| Message::from_vec(&self.aged(age)).ok()).flatten()
     }
 
     fn aged(&self, age: u32) -> Vec<u8> {

@@ -34,7 +34,6 @@ pub(crate) fn core_config(config: &Config, host: &Host, descriptors: u64) -> Res
             dns: config.dns,
             start: config.dhcp_start,
             mtu: config.mtu,
-            restricted: config.restrict,
             hostname: config.hostname.clone(),
             domain: config.domain.clone(),
             search: config.dns_search.clone(),
@@ -47,7 +46,6 @@ pub(crate) fn core_config(config: &Config, host: &Host, descriptors: u64) -> Res
             gateway: net.gateway,
             dns: net.dns,
             start: net.dhcp_start,
-            restricted: config.restrict,
             hostname: config.hostname.clone(),
             search: config.dns_search.iter().chain(&config.domain).cloned().collect(),
             ..dhcp6::Config::default()

@@ -34,7 +34,7 @@ pub struct Config {
     /// clouds tell a machine about itself.
     pub host_link_local: bool,
     /// Whether nothing passes but what the network answers itself, without DNS, and what came in by a
-    /// forward; QEMU's `restrict=on`. The DHCP servers are told in their own configurations.
+    /// forward; QEMU's `restrict=on`.
     pub restrict: bool,
     /// What guests may ask the host's network for by multicast.
     pub multicast: Vec<MulticastService>,
@@ -153,6 +153,20 @@ pub(super) enum Place {
 }
 
 impl Config {
+    /// The same with parts that agree: a network with `restrict` translates nothing and asks nobody, and its
+    /// DHCP servers know of it.
+    pub(super) fn settled(mut self) -> Self {
+        if self.restrict {
+            self.nat64 = false;
+            self.multicast.clear();
+            self.dhcp.restricted = true;
+            if let Some(net6) = &mut self.net6 {
+                net6.restricted = true;
+            }
+        }
+        self
+    }
+
     /// Whether `addr` lies in the network.
     pub(super) fn contains(&self, addr: IpAddr) -> bool {
         match addr {
@@ -258,8 +272,8 @@ impl Config {
         }
         if let Some(v4) = self.translated(addr.into()) {
             return match self.place_v4(v4) {
-                place @ (Place::Gateway | Place::Closed | Place::Outside) => place,
-                _ => Place::Forbidden,
+                place @ (Place::Gateway | Place::Outside) => place,
+                _ => Place::Closed,
             };
         }
         match embedded_v4(addr) {
@@ -475,14 +489,14 @@ mod tests {
             ("169.254.169.254", Place::Closed),
             // The host's IPv4 loopback, as for IPv4 guests.
             ("10.0.2.2", Place::Gateway),
-            ("10.0.2.3", Place::Forbidden),
-            ("10.0.2.15", Place::Forbidden),
-            ("10.0.2.255", Place::Forbidden),
-            ("127.0.0.1", Place::Forbidden),
-            ("0.0.0.0", Place::Forbidden),
-            ("224.0.0.251", Place::Forbidden),
-            ("240.0.0.1", Place::Forbidden),
-            ("255.255.255.255", Place::Forbidden),
+            ("10.0.2.3", Place::Closed),
+            ("10.0.2.15", Place::Closed),
+            ("10.0.2.255", Place::Closed),
+            ("127.0.0.1", Place::Closed),
+            ("0.0.0.0", Place::Closed),
+            ("224.0.0.251", Place::Closed),
+            ("240.0.0.1", Place::Closed),
+            ("255.255.255.255", Place::Closed),
         ] {
             assert_eq!(place(&config, v4), expected, "{v4}");
         }

@@ -1,6 +1,6 @@
 //! IPv6: what a guest's packet has to be before its protocol sees it.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use super::addresses::DHCPV6_SERVER;
 use super::config::Place;
@@ -118,7 +118,7 @@ impl Network {
         }
     }
 
-    /// Whether an address can be a guest's: in the prefix, or link-local.
+    /// Whether an address can be a guest's: in the network, or link-local.
     pub(super) fn is_neighbour(&self, addr: IpAddr) -> bool {
         self.config.contains(addr) || is_link_local(addr)
     }
@@ -173,7 +173,10 @@ pub(super) fn may_be_told(packet: &Packet<'_>) -> bool {
 }
 
 fn is_link_local(addr: IpAddr) -> bool {
-    matches!(addr, IpAddr::V6(addr) if Ipv6Addr::is_unicast_link_local(&addr))
+    match addr {
+        IpAddr::V4(addr) => addr.is_link_local(),
+        IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod config;
 mod group;
 mod ipv6;
 mod ndp;
+mod peers;
 mod ping;
 mod reassembly;
 mod reply;
@@ -29,6 +30,7 @@ use std::ops::Range;
 pub use action::{Delivery, DnsQuery, Output, Target, TcpOp, UdpVia, Verdict};
 pub use config::{Config, Limits};
 pub use group::MulticastService;
+pub use peers::Peers;
 pub use ping::PingFlow;
 pub use tcp::TcpEntry;
 pub use udp::{MAX_DATAGRAMS, UdpFlow, UdpKind};
@@ -67,8 +69,6 @@ pub struct Network {
     udp: FlowTable<UdpFlow>,
     ping: FlowTable<PingFlow>,
     reassembly: reassembly::Reassembly,
-    /// What the identification of the next packet to a guest in fragments is counted from.
-    next_ident: u32,
     wheel: TimerWheel<Timer>,
     drops: Drops,
     outputs: VecDeque<Output>,
@@ -88,6 +88,8 @@ pub struct Port {
     kept: u32,
     dns: usize,
     dns_streams: usize,
+    /// What the identification of the next packet to it in fragments is counted from.
+    next_ident: u32,
     /// Whom its last frame was from: that need not be learnt again.
     seen: Option<Seen>,
 }
@@ -140,6 +142,7 @@ impl Packet<'_> {
 impl Network {
     /// A network without guests.
     pub fn new(config: Config) -> Self {
+        let config = config.settled();
         let shared = Shared::own(&config);
         Self::with(config, shared)
     }
@@ -148,7 +151,8 @@ impl Network {
     /// that saw them begin; what the parts hand to one another is in [`Verdict::HandOver`],
     /// [`Output::Rehome`] and [`Output::Found`], and each answers with frames for guests of all.
     pub fn split(config: &Config, workers: u16) -> Vec<Self> {
-        Shared::among(config, workers).map(|shared| Self::with(config.clone(), shared)).collect()
+        let config = config.clone().settled();
+        Shared::among(&config, workers).map(|shared| Self::with(config.clone(), shared)).collect()
     }
 
     fn with(config: Config, shared: Shared) -> Self {
@@ -162,7 +166,6 @@ impl Network {
             udp: FlowTable::new(FlowKind::Udp, seed, shared.owners()),
             ping: FlowTable::new(FlowKind::Ping, seed, shared.owners()),
             reassembly: reassembly::Reassembly::default(),
-            next_ident: 0,
             shared,
             wheel: TimerWheel::default(),
             drops: Drops::default(),
@@ -416,12 +419,15 @@ impl Network {
             // Behind a VLAN tag, which a guest may ignore, there could be any of these.
             _ => return Err(DropReason::EtherType),
         };
-        let forged = self.shared.with(|registry| {
-            let of_another = |at: Neighbour| at.port != port;
-            senders.into_iter().any(|sender| {
-                self.config.is_ours(sender) || registry.switch.neighbour(sender).is_some_and(of_another)
-            })
-        });
+        // A host of the outside speaks by the gateway alone.
+        let foreign = |sender: IpAddr| !sender.is_unspecified() && !self.is_neighbour(sender);
+        let forged = senders.into_iter().any(foreign)
+            || self.shared.with(|registry| {
+                let of_another = |at: Neighbour| at.port != port;
+                senders.into_iter().any(|sender| {
+                    self.config.is_ours(sender) || registry.switch.neighbour(sender).is_some_and(of_another)
+                })
+            });
         if forged { Err(DropReason::SourceAddress) } else { Ok(()) }
     }
 

@@ -114,7 +114,7 @@ impl Network {
             valid: net.valid,
             preferred: net.preferred,
             dns: (!net.restricted).then_some(net.dns),
-            nat64: (self.config.nat64 && !net.restricted).then_some(nat64::PREFIX),
+            nat64: self.config.nat64.then_some(nat64::PREFIX),
             search: domain_list(&net.search, MAX_SEARCH),
         };
         let frame = advert.frame(to, self.mac, dst);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::config::Place;
-use super::{Network, Output, Packet, Verdict, arm, disarm};
+use super::{Network, Output, Packet, Peers, Verdict, arm, disarm};
 use crate::datagrams::Origin;
 use crate::drops::DropReason;
 use crate::port::PortId;
@@ -28,6 +28,8 @@ pub struct PingFlow {
     pub bytes_out: u64,
     /// Payload bytes to the guest.
     pub bytes_in: u64,
+    /// Whom it hears from.
+    pub peers: Peers,
 }
 
 /// An ICMP echo header.
@@ -73,7 +75,7 @@ impl Network {
             echo.checksum = update_checksum(echo.checksum, word(request), word(reply));
             let ip = IpHeader { tos: packet.ip.tos, ..ping_ip(packet.ip.dst, packet.ip.src) };
             let mut headers = Headers::icmp(packet.mac, self.mac, &ip, &echo.to_bytes(), payload.len());
-            self.fit(&mut headers, &ip, payload.len(), 1);
+            self.fit(packet.port, &mut headers, &ip, (payload.len(), 1));
             return Ok(Verdict::Reply { headers, payload });
         }
         self.check_place(packet, place)?;
@@ -87,8 +89,10 @@ impl Network {
         self.ping.touch(flow);
         let to = self.host_addr(packet.ip.dst);
         (echo.kind, _) = echo_types(to);
+        let max_peers = self.config.limits.udp_peers;
         let entry = self.ping.get_mut(flow).ok_or(DropReason::NoFlow)?;
         entry.mac = packet.mac;
+        entry.flow.peers.turn_to(to, max_peers);
         entry.flow.last_used = now;
         entry.flow.bytes_out += payload.len() as u64;
         Ok(Verdict::Ping {
@@ -108,7 +112,11 @@ impl Network {
             self.count_drop(key.port, DropReason::FlowLimit);
             self.close_ping(oldest);
         }
-        let flow = self.ping.insert(key, packet.mac, PingFlow { last_used: now, bytes_out: 0, bytes_in: 0 });
+        let flow = self.ping.insert(
+            key,
+            packet.mac,
+            PingFlow { last_used: now, bytes_out: 0, bytes_in: 0, peers: Peers::default() },
+        );
         if let Some(entry) = self.ping.get_mut(flow) {
             arm(&mut self.wheel, flow, entry, now + IDLE);
         }
@@ -146,7 +154,12 @@ impl Network {
     ) -> Result<(PortId, Headers), DropReason> {
         let mut echo = Echo::parse(header);
         let from = origin.from.ip();
-        let guest = self.ping.get(flow).ok_or(DropReason::NoFlow)?.key.guest;
+        let entry = self.ping.get(flow).ok_or(DropReason::NoFlow)?;
+        let FlowKey { port, guest, .. } = entry.key;
+        if !entry.flow.peers.contains(from) {
+            self.count_drop(port, DropReason::PingFiltered);
+            return Err(DropReason::PingFiltered);
+        }
         let (_, reply) = echo_types(from);
         if (echo.kind, echo.code) != (reply, 0) {
             return Err(DropReason::Icmp);
@@ -161,9 +174,8 @@ impl Network {
         echo.ident = guest.port;
         let ip = ping_ip(src, guest.addr);
         let ip = IpHeader { ttl: ttl.unwrap_or(ip.ttl), tos: origin.tos, ..ip };
-        let port = entry.key.port;
         let mut headers = Headers::icmp(entry.mac, gateway, &ip, &echo.to_bytes(), len);
-        self.fit(&mut headers, &ip, len, 1);
+        self.fit(port, &mut headers, &ip, (len, 1));
         Ok((port, headers))
     }
 
@@ -179,13 +191,16 @@ impl Network {
     ) {
         let Some(entry) = self.ping.get(flow) else { return };
         let Some((header, payload)) = message.split_first_chunk() else { return };
+        if !entry.flow.peers.contains(to) {
+            return self.count_drop(entry.key.port, DropReason::PingFiltered);
+        }
         let guest = entry.key.guest;
         let mut echo = Echo::parse(*header);
         (echo.kind, _) = echo_types(guest.addr);
         echo.checksum = update_checksum(echo.checksum, echo.ident, guest.port);
         echo.ident = guest.port;
         let dst = self.guest_view(to, guest.addr);
-        let answer = self.error_ip(offender, guest.addr, dst);
+        let answer = self.error_ip(error, offender, guest.addr, dst);
         let ip = ping_ip(guest.addr, dst);
         let sent = Headers::icmp(self.mac, entry.mac, &ip, &echo.to_bytes(), payload.len());
         if let Some(frame) = error.frame(entry.mac, self.mac, answer, &sent.quote(payload)) {

@@ -18,20 +18,27 @@ impl Network {
     /// Has wire packets to a guest, with `longest` bytes of payload at most, go in fragments where they are
     /// longer than its MTU. `ip` is their header.
     #[inline]
-    pub(super) fn fit(&mut self, headers: &mut Headers, ip: &IpHeader, longest: usize, packets: usize) {
+    pub(super) fn fit(
+        &mut self,
+        port: PortId,
+        headers: &mut Headers,
+        ip: &IpHeader,
+        (longest, packets): (usize, usize),
+    ) {
         if headers.len() - ETHERNET_HEADER_LEN + longest > usize::from(self.config.mtu) {
-            self.fragment(headers, ip, packets);
+            self.fragment(port, headers, ip, packets);
         }
     }
 
     #[cold]
-    fn fragment(&mut self, headers: &mut Headers, ip: &IpHeader, packets: usize) {
-        // RFC 7739 §5.3: a counter that begins elsewhere for each pair of addresses, so that no guest can
-        // tell the next number of another's.
+    fn fragment(&mut self, port: PortId, headers: &mut Headers, ip: &IpHeader, packets: usize) {
+        // RFC 7739 §5.3: a counter that begins elsewhere for each pair of addresses. It is the guest's own:
+        // one for all would tell each how much the others get.
         let pair = hash(&self.config.seed, &(ip.src, ip.dst, self.shared.worker.0));
         let start = u32::try_from(pair & u64::from(u32::MAX)).unwrap_or_default();
-        let ident = start.wrapping_add(self.next_ident);
-        self.next_ident = self.next_ident.wrapping_add(u32::try_from(packets).unwrap_or(1));
+        let Some(port) = self.ports.get_mut(&port) else { return };
+        let ident = start.wrapping_add(port.next_ident);
+        port.next_ident = port.next_ident.wrapping_add(u32::try_from(packets).unwrap_or(1));
         headers.offload.fragmentation = Some(Fragmentation { mtu: self.config.mtu, ident });
     }
 
@@ -63,9 +70,19 @@ impl Network {
         Err(reason)
     }
 
-    /// The header of an ICMP error about what `guest` sent to `dst`.
-    pub(super) fn error_ip(&self, offender: Option<Offender>, guest: IpAddr, dst: IpAddr) -> IpHeader {
-        let Some(Offender { addr, ttl }) = offender else { return IpHeader::new(dst, guest, PROTOCOL_ICMP) };
+    /// The header of an ICMP error about what `guest` sent to `dst`. What no one has sent, the host itself has
+    /// found out: it is the gateway's word, but where `dst` is the host.
+    pub(super) fn error_ip(
+        &self,
+        error: IcmpError,
+        offender: Option<Offender>,
+        guest: IpAddr,
+        dst: IpAddr,
+    ) -> IpHeader {
+        let Some(Offender { addr, ttl }) = offender else {
+            let src = if error == IcmpError::PortUnreachable { dst } else { self.config.gateway_of(guest) };
+            return IpHeader::new(src, guest, PROTOCOL_ICMP);
+        };
         let ip = IpHeader::new(self.guest_view(addr, guest), guest, PROTOCOL_ICMP);
         // This network is one more hop.
         IpHeader { ttl: ttl.map_or(ip.ttl, |ttl| ttl.saturating_sub(1).max(1)), ..ip }

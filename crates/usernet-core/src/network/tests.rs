@@ -70,10 +70,45 @@ fn an_ipv6_peer_of_a_forward_appears_as_the_gateway() {
 }
 
 #[test]
+fn a_stranger_who_gives_a_guests_address_as_his_appears_as_the_gateway() {
+    let mut network = network(1);
+    network.lease(PortId(1), A, None, at(0)).unwrap();
+    for address in [network.config.dns, Ipv4Addr::new(10, 0, 2, 77)] {
+        let flow = network.accept_tcp(ssh(FIRST), SocketAddr::from((address, 4000)), at(1)).unwrap();
+        let seen = network.tcp_flows().get(flow).unwrap().key.peer.unwrap();
+        assert_eq!(seen.addr, IpAddr::from(network.config.gateway));
+    }
+}
+
+#[test]
+fn pings_hear_from_those_only_whom_the_guest_has_pinged() {
+    let mut network = network(1);
+    network.lease(PortId(1), A, None, at(0)).unwrap();
+    let [pinged, other] = [1, 9].map(|last| IpAddr::from([192, 0, 2, last]));
+    let ip = IpHeader::new(FIRST.into(), pinged, PROTOCOL_ICMP);
+    let request = [8, 0, 0, 0, 0, 7, 0, 1];
+    let frame = crate::wire::Headers::icmp(network.mac, A, &ip, &request, 0);
+    let Verdict::Ping { flow, .. } = network.handle_frame(PortId(1), &frame[..], at(1)) else {
+        panic!("no flow")
+    };
+    let reply = [0, 0, 0, 0, 0, 7, 0, 1];
+    let mut heard =
+        |from| network.ping_from_host(flow, &origin(SocketAddr::new(from, 0)), None, reply, 0, at(2)).is_ok();
+    assert_eq!([heard(pinged), heard(other)], [true, false]);
+    drain(&mut network, at(2));
+    for (to, told) in [(pinged, 1), (other, 0)] {
+        network.ping_error(flow, to, &request, IcmpError::TimeExceeded, None);
+        assert_eq!(drain(&mut network, at(3)).len(), told, "{to}");
+    }
+    assert_eq!(network.drops().of(DropReason::PingFiltered), 2);
+}
+
+#[test]
 fn a_guest_speaks_to_others_in_its_own_name_only() {
     let mut network = network(2);
     network.lease(PortId(1), A, None, at(0)).unwrap();
-    for forged in [network.config.gateway, network.config.dns, FIRST] {
+    // Those of the network, of another guest, and of the outside, which speaks by the gateway alone.
+    for forged in [network.config.gateway, network.config.dns, FIRST, Ipv4Addr::new(192, 0, 2, 1)] {
         let verdict = network.handle_frame(PortId(2), &announce(B, forged)[..], at(0));
         assert!(matches!(verdict, Verdict::Dropped(DropReason::SourceAddress)), "{forged}: {verdict:?}");
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::config::Place;
 use super::tcp::EPHEMERAL;
-use super::{DnsQuery, MulticastService, Network, Output, Packet, UdpVia, Verdict, arm, disarm};
+use super::{DnsQuery, MulticastService, Network, Output, Packet, Peers, UdpVia, Verdict, arm, disarm};
 use crate::datagrams::{Datagrams, Origin};
 use crate::drops::DropReason;
 use crate::frame::FrameBytes;
@@ -47,8 +47,8 @@ pub struct UdpFlow {
 pub enum UdpKind {
     /// All peers of one port of a guest.
     Nat {
-        /// The host addresses that the guest has sent to, the latest last.
-        peers: Vec<IpAddr>,
+        /// Whom it hears from.
+        peers: Peers,
     },
     /// One peer of a forwarded port.
     Forward {
@@ -156,7 +156,7 @@ impl Network {
         let flow = match self.udp.find(&key) {
             Some(flow) => flow,
             None if let Some(worker) = self.udp.elsewhere(&key) => return Ok(Verdict::HandOver(worker)),
-            None => self.insert_udp(key, packet.mac, UdpKind::Nat { peers: Vec::new() }, now),
+            None => self.insert_udp(key, packet.mac, UdpKind::Nat { peers: Peers::default() }, now),
         };
         self.udp_from_guest(packet, flow, peer, (payload, segment), now)
     }
@@ -206,13 +206,7 @@ impl Network {
         udp.only_asks &= peer.port == 53;
         let via = match &mut udp.kind {
             UdpKind::Nat { peers } => {
-                if peers.last() != Some(&to.ip()) {
-                    peers.retain(|addr| *addr != to.ip());
-                    if peers.len() >= max_peers {
-                        peers.remove(0);
-                    }
-                    peers.push(to.ip());
-                }
+                peers.turn_to(to.ip(), max_peers);
                 UdpVia::Own { guest_port: entry.key.guest.port }
             }
             UdpKind::Forward { forward, peer, local } => {
@@ -273,7 +267,7 @@ impl Network {
         let entry = self.udp.get(flow).ok_or(DropReason::NoFlow)?;
         let port = entry.key.port;
         let expected = match &entry.flow.kind {
-            UdpKind::Nat { peers } => peers.contains(&addr),
+            UdpKind::Nat { peers } => peers.contains(addr),
             UdpKind::Forward { .. } => true,
             UdpKind::Multicast { service } => {
                 service.answers_from(origin.from.port()) && self.config.may_answer(addr)
@@ -356,7 +350,7 @@ impl Network {
         let ports = (src.port, guest.port);
         let segment = u16::try_from(datagrams.longest()).unwrap_or(u16::MAX);
         let mut headers = Headers::udp(entry.mac, gateway, &ip, ports, datagrams.len, segment);
-        self.fit(&mut headers, &ip, datagrams.longest(), datagrams.count());
+        self.fit(port, &mut headers, &ip, (datagrams.longest(), datagrams.count()));
         Ok((port, headers))
     }
 
@@ -373,7 +367,7 @@ impl Network {
         let Some(entry) = self.udp.get(flow) else { return };
         let FlowKey { port, guest, peer } = entry.key;
         let dst = match (&entry.flow.kind, peer) {
-            (UdpKind::Nat { peers }, _) if !peers.contains(&to.ip().to_canonical()) => {
+            (UdpKind::Nat { peers }, _) if !peers.contains(to.ip()) => {
                 return self.count_drop(port, DropReason::UdpFiltered);
             }
             // RFC 1122 §3.2.2: of what went to a group nothing is told.
@@ -381,7 +375,7 @@ impl Network {
             (UdpKind::Forward { .. }, Some(peer)) => peer,
             _ => Endpoint { addr: self.guest_view(to.ip(), guest.addr), port: to.port() },
         };
-        let answer = self.error_ip(offender, guest.addr, dst.addr);
+        let answer = self.error_ip(error, offender, guest.addr, dst.addr);
         let (ip, ports) = (IpHeader::new(guest.addr, dst.addr, PROTOCOL_UDP), (guest.port, dst.port));
         let sent = Headers::udp(self.mac, entry.mac, &ip, ports, payload.len(), u16::MAX);
         if let Some(frame) = error.frame(entry.mac, self.mac, answer, &sent.quote(payload)) {
@@ -418,7 +412,7 @@ impl Network {
     ) {
         let (ip, ports) = (IpHeader::new(src.0, dst.0, PROTOCOL_UDP), (src.1, dst.1));
         let mut headers = Headers::udp(mac, self.mac, &ip, ports, payload.len(), u16::MAX);
-        self.fit(&mut headers, &ip, payload.len(), 1);
+        self.fit(port, &mut headers, &ip, (payload.len(), 1));
         let mut frame = headers.to_vec();
         frame.extend_from_slice(payload);
         self.outputs.push_back(Output::Frame { port, frame, offload: headers.offload });

@@ -19,19 +19,19 @@ impl Network {
     }
 
     /// How `guest` sees a host's address: loopback is the gateway of its own kind of IP, and so is what
-    /// it could not name: link-local addresses of the host's links, and those of the other kind. With NAT64
+    /// it could not name: link-local addresses of the host's links, those that are of its own network (a
+    /// stranger who gives one as his, or a LAN of the host's with the same), and those of the other kind. With NAT64
     /// an IPv6 guest can name all that an IPv4 guest sees. With `restrict` no guest can name any: one that is
     /// told of no router has a way to its own network only.
     pub(super) fn guest_view(&self, addr: IpAddr, guest: IpAddr) -> IpAddr {
         let addr = addr.to_canonical();
-        let nat64 = self.config.nat64 && !self.config.restrict;
-        if let (IpAddr::V4(addr), IpAddr::V6(_), true) = (addr, guest, nat64) {
+        if let (IpAddr::V4(addr), IpAddr::V6(_), true) = (addr, guest, self.config.nat64) {
             return nat64::embed(if addr.is_loopback() { self.config.gateway } else { addr }).into();
         }
         let on_link = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
-        let named =
-            addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link && !self.config.restrict;
-        if named { addr } else { self.config.gateway_of(guest) }
+        let its_own = self.config.contains(addr);
+        let named = addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link && !its_own;
+        if named && !self.config.restrict { addr } else { self.config.gateway_of(guest) }
     }
 
     /// How a packet, with so many bytes behind its IP header, goes on. IPv6 takes for granted that 1280 bytes

@@ -118,10 +118,10 @@ fn what_ipv4_guests_may_not_reach_is_refused() {
     let (mut sim, port) = one_guest(true, Peer::default());
     let socket = sim.guest(port).udp(4000);
     for refused in ["127.0.0.1", "0.0.0.0", "224.0.0.251", "255.255.255.255", "240.0.0.1"] {
-        let drops = sim.net.drops().of(DropReason::ForbiddenDestination);
+        let drops = sim.net.drops().of(DropReason::Policy);
         sim.guest(port).udp_send_to(socket, at(embed(refused.parse().unwrap()), 7), b"x");
         sim.pass(Duration::from_secs(2));
-        assert_eq!(sim.net.drops().of(DropReason::ForbiddenDestination), drops + 1, "{refused}");
+        assert_eq!(sim.net.drops().of(DropReason::Policy), drops + 1, "{refused}");
     }
     assert!(sim.datagrams.is_empty());
     sim.finish();

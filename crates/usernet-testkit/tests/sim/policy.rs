@@ -114,6 +114,20 @@ fn a_restricted_guest_pings_the_gateway_and_the_dns_server_only() {
 }
 
 #[test]
+fn nothing_else_that_is_on_opens_a_restricted_network() {
+    let config = Config { nat64: true, multicast: MulticastService::ALL.to_vec(), ..restricted() };
+    let (mut sim, [port]) = guests(config);
+    let socket = sim.guest(port).udp(4000);
+    for peer in ["224.0.0.251:5353", "[ff02::fb]:5353", "[64:ff9b::192.0.2.1]:7"] {
+        sim.guest(port).udp_send_to(socket, to(peer), &[0; 12]);
+        sim.pass(Duration::from_secs(1));
+    }
+    assert!(sim.datagrams.is_empty());
+    assert!(refuses(&mut sim, port, "[64:ff9b::192.0.2.1]:80"));
+    wind_down(sim);
+}
+
+#[test]
 fn forwards_pass_into_a_restricted_guest_as_from_the_gateway() {
     for (guest, peer, seen) in [
         ("10.0.2.15", "127.0.0.1:5000", "10.0.2.2:5000"),

@@ -1,6 +1,6 @@
 //! What guests are told over IPv6, and what they must not bring about.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use super::super::Output;
 use super::super::{Config, Target, TcpOp};
