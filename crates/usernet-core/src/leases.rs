@@ -20,7 +20,7 @@ use crate::port::PortId;
 use crate::time::Instant;
 
 /// The most addresses that a pool holds; a longer range is cut at its end.
-pub const POOL_MAX: u32 = 4096;
+pub(crate) const POOL_MAX: u32 = 4096;
 
 /// How long an offer stands that nobody requests.
 const OFFER_TIME: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@
 //!
 //! A lease belongs to a client identifier or MAC address *on a port of the switch*: the same MAC on
 //! two live ports is two guests with two addresses. What a guest can make grow is bounded by its port
-//! ([`Config::max_per_port`]) and by the pool ([`crate::leases::POOL_MAX`]). An address whose lease ended
+//! ([`Config::max_per_port`]) and by the pool (`POOL_MAX` of `leases.rs`). An address whose lease ended
 //! is kept for the guest that had it until the pool has nothing fresher to give.
 //!
 //! Where it differs from RFC 2131:

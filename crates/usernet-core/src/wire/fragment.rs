@@ -12,13 +12,13 @@ use crate::offload::Fragmentation;
 
 /// The bytes of an IPv6 fragment header: next header, reserved, offset (13 bits) with "more" in the lowest
 /// of 16, identification (32 bits).
-pub const FRAGMENT_HEADER_LEN: usize = 8;
+pub(crate) const FRAGMENT_HEADER_LEN: usize = 8;
 /// What offsets count in, in bytes: all fragments but the last are whole units.
 const UNIT: usize = 8;
 
 /// What a fragment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fragment {
+pub(crate) struct Fragment {
     /// The packet's identification; of IPv4, 16 bits.
     pub ident: u32,
     /// Where its data begin in the packet's, in bytes.
@@ -29,14 +29,14 @@ pub struct Fragment {
 
 impl Fragment {
     /// Reads an IPv4 header; `None` when it is cut.
-    pub fn parse_v4(header: &[u8]) -> Option<Self> {
+    pub(crate) fn parse_v4(header: &[u8]) -> Option<Self> {
         let packet = Ipv4Packet::new_unchecked(header.get(..IPV4_HEADER_LEN)?);
         let (ident, offset) = (packet.ident().into(), packet.frag_offset().into());
         Some(Self { ident, offset, more: packet.more_frags() })
     }
 
     /// Reads an IPv6 fragment header, and the number of the header behind it; `None` when it is cut.
-    pub fn parse_v6(header: &[u8]) -> Option<(Self, u8)> {
+    pub(crate) fn parse_v6(header: &[u8]) -> Option<(Self, u8)> {
         let [next, _, hi, lo, ident @ ..] = *header.first_chunk::<FRAGMENT_HEADER_LEN>()?;
         let field = u16::from_be_bytes([hi, lo]);
         let (ident, offset) = (u32::from_be_bytes(ident), usize::from(field & 0xfff8));

@@ -25,7 +25,7 @@ pub const fn is_icmpv6_error(kind: u8) -> bool {
 
 /// A whole frame from `src` that answers `request`, an echo request, whatever its checksum was: that counts
 /// the destination, which may have been a group.
-pub fn echo_reply_v6(
+pub(crate) fn echo_reply_v6(
     to: MacAddr,
     from: MacAddr,
     src: Ipv6Addr,
