@@ -142,7 +142,7 @@ impl Network {
     /// The kernel matches replies by an identifier that may not be the guest's: it is written back.
     ///
     /// # Errors
-    /// Why it is not for the guest.
+    /// Why it is not for the guest; counted, unless the flow is no more ([`DropReason::NoFlow`]).
     pub fn ping_from_host(
         &mut self,
         flow: FlowId,
@@ -162,6 +162,7 @@ impl Network {
         }
         let (_, reply) = echo_types(from);
         if (echo.kind, echo.code) != (reply, 0) {
+            self.count_drop(port, DropReason::Icmp);
             return Err(DropReason::Icmp);
         }
         (_, echo.kind) = echo_types(guest.addr);

@@ -6,7 +6,7 @@ use super::*;
 use crate::datagrams::Datagrams;
 use crate::datagrams::Origin;
 use crate::table::Endpoint;
-use crate::wire::{Arp, Headers};
+use crate::wire::{Arp, Headers, ICMP_ECHO};
 
 const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xa]);
 const B: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xb]);
@@ -407,6 +407,19 @@ fn each_datagram_of_a_batch_is_a_drop() {
     let batch = Datagrams { len: 250, segment: 100 };
     assert!(network.udp_from_forward(1, ssh(FIRST), &origin(peer), batch, at(0)).is_err());
     assert_eq!(network.drops().of(DropReason::Unresolved), 3);
+}
+
+#[test]
+fn an_echo_that_is_no_reply_is_a_drop() {
+    let mut network = network(1);
+    let ip = IpHeader::new(FIRST.into(), [192, 0, 2, 9].into(), PROTOCOL_ICMP);
+    let request = [ICMP_ECHO, 0, 0xf7, 0xff, 0, 0, 0, 0];
+    let frame = Headers::icmp(network.mac, A, &ip, &request, 0);
+    let verdict = network.handle_frame(PortId(1), &frame[..], at(0));
+    let Verdict::Ping { flow, header, .. } = verdict else { panic!("{verdict:?}") };
+    let from = origin("192.0.2.9:0".parse().unwrap());
+    assert!(network.ping_from_host(flow, &from, None, header, 0, at(0)).is_err());
+    assert_eq!(network.drops().of(DropReason::Icmp), 1);
 }
 
 #[test]

@@ -255,7 +255,7 @@ impl Network {
     /// Decides on datagrams that came to a flow's own socket.
     ///
     /// # Errors
-    /// Why it is not for the guest; counted.
+    /// Why they are not for the guest; counted, unless the flow is no more ([`DropReason::NoFlow`]).
     pub fn udp_from_host(
         &mut self,
         flow: FlowId,
@@ -283,7 +283,7 @@ impl Network {
     /// Decides on datagrams that came to a forwarded port.
     ///
     /// # Errors
-    /// Why it is not for the guest; counted.
+    /// [`DropReason::Unresolved`] when the guest has not been found yet; counted.
     pub fn udp_from_forward(
         &mut self,
         forward: u32,
