@@ -30,6 +30,7 @@ pub mod inbox;
 pub mod kept;
 pub mod limits;
 pub mod listen;
+mod netlink;
 pub mod outbox;
 pub mod ping;
 mod ring;
@@ -40,4 +41,5 @@ pub mod udp;
 
 pub use addresses::{addresses, interfaces, outward_interface_v6};
 pub use datagram::{Envelope, Icmp, QueuedError, Received};
-pub use routes::{Lost, Path, Source, changes, has_address, interface};
+pub use netlink::Netlink;
+pub use routes::{Path, Source, changes, has_address, interface};

@@ -5,12 +5,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
+use netlink_packet_core::DefaultNla;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
-use usernet_core::host::HostError;
 
-use crate::error::host_error;
+use crate::netlink::Netlink;
 use crate::sys;
 
 /// By which of the host's addresses and interfaces something leaves; the default leaves both to the
@@ -64,30 +65,20 @@ pub fn has_address(address: IpAddr) -> bool {
     probe(address).is_ok_and(|fd| net::bind(fd, &SocketAddr::new(address, 0)).is_ok())
 }
 
-/// The way that a connection's packets go. Connections of one way live and die together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The way that a TCP connection's packets go. Rules may tell by each part of it (`ip rule`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     local: SocketAddr,
     peer: SocketAddr,
     /// The interface that it is bound to; 0: none.
     interface: u32,
-}
-
-/// What a way lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// The address that it begins at is not of this host (or not yet: its uniqueness is being checked).
-    Address,
-    /// There is no route.
-    Route,
+    /// The mark that its packets have; 0: none.
+    mark: u32,
 }
 
 impl Path {
-    pub(crate) fn new(mut local: SocketAddr, mut peer: SocketAddr, interface: u32) -> Self {
-        local.set_port(0);
-        // Any will do: nothing is sent there.
-        peer.set_port(9);
-        Self { local, peer, interface }
+    pub(crate) fn new(local: SocketAddr, peer: SocketAddr, interface: u32, mark: u32) -> Self {
+        Self { local, peer, interface, mark }
     }
 
     /// Where it begins.
@@ -100,28 +91,73 @@ impl Path {
         self.peer.ip()
     }
 
-    /// What it lacks now; `None`: nothing, or the kernel does not tell. It is asked by connecting a UDP
-    /// socket, which sends nothing.
-    pub fn lost(&self) -> Option<Lost> {
-        let fd = probe(self.local.ip()).ok()?;
-        match net::bind(&fd, &self.local) {
-            Ok(()) => {}
-            Err(Errno::ADDRNOTAVAIL) => return Some(Lost::Address),
-            Err(_) => return None,
-        }
-        let connected = bind_interface(&fd, self.interface).and_then(|()| net::connect(&fd, &self.peer));
-        match connected {
-            // A blackhole, or a source that may be bound to and is no address (`ip_nonlocal_bind`).
-            Err(Errno::INVAL) => Some(Lost::Route),
-            Err(errno) => match host_error(errno) {
-                HostError::NetUnreachable | HostError::HostUnreachable | HostError::Prohibited => {
-                    Some(Lost::Route)
-                }
-                _ => None,
-            },
-            Ok(()) => None,
-        }
+    /// Whether the address that it begins at is still one of this host's, or the kernel does not tell.
+    pub fn has_address(&self) -> bool {
+        let mut local = self.local;
+        local.set_port(0);
+        let bound = probe(local.ip()).and_then(|fd| net::bind(fd, &local));
+        !matches!(bound, Err(Errno::ADDRNOTAVAIL))
     }
+
+    /// Whether it still has a route, or the kernel does not tell.
+    ///
+    /// Connecting a socket would not do: rules tell TCP and ports apart, and a connect may be refused by
+    /// more than routes.
+    pub fn has_route(&self, kernel: &Netlink) -> bool {
+        let scope = |addr: SocketAddr| match addr {
+            SocketAddr::V6(addr) => addr.scope_id(),
+            SocketAddr::V4(_) => 0,
+        };
+        let bound = [self.interface, scope(self.peer), scope(self.local)].into_iter().find(|it| *it != 0);
+        let mut attributes = vec![
+            RouteAttribute::Source(self.local().into()),
+            number(RTA_IP_PROTO, &[net::ipproto::TCP.as_raw().get().to_le_bytes()[0]]),
+            number(RTA_SPORT, &self.local.port().to_be_bytes()),
+            number(RTA_DPORT, &self.peer.port().to_be_bytes()),
+        ];
+        attributes.extend((self.mark != 0).then_some(RouteAttribute::Mark(self.mark)));
+        let Some(interface) = bound else { return is_way(&kernel.route(self.peer(), attributes)) };
+        attributes.push(RouteAttribute::Oif(interface));
+        let route = kernel.route(self.peer(), attributes.clone());
+        if self.peer.is_ipv4() || route.as_ref().is_ok_and(|route| leaves_by(route, interface)) {
+            return is_way(&route);
+        }
+        // Of IPv6, the kernel takes the interface for a wish as long as there is a source.
+        attributes.retain(|it| !matches!(it, RouteAttribute::Source(_)));
+        is_way(&route) && is_way(&kernel.route(self.peer(), attributes))
+    }
+}
+
+/// Attributes of a request for a route (linux/rtnetlink.h).
+const RTA_IP_PROTO: u16 = 27;
+const RTA_SPORT: u16 = 28;
+const RTA_DPORT: u16 = 29;
+
+fn number(kind: u16, value: &[u8]) -> RouteAttribute {
+    RouteAttribute::Other(DefaultNla::new(kind, value.to_vec()))
+}
+
+/// Whether a kernel's answer may be a way; what says nothing about routes may.
+fn is_way(answer: &io::Result<RouteMessage>) -> bool {
+    match answer {
+        Ok(route) => {
+            !matches!(route.header.kind, RouteType::Unreachable | RouteType::Prohibit | RouteType::BlackHole)
+        }
+        Err(error) => !matches!(
+            Errno::from_io_error(error),
+            // Of IPv4, routes that refuse are told as errors: a prohibition is `EACCES`, a blackhole `EINVAL`
+            // (as is a source that may be bound to and is no address, `ip_nonlocal_bind`).
+            Some(
+                Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS | Errno::INVAL
+                // The interface has gone, or is down.
+                | Errno::NODEV | Errno::NETDOWN
+            )
+        ),
+    }
+}
+
+fn leaves_by(route: &RouteMessage, interface: u32) -> bool {
+    route.attributes.contains(&RouteAttribute::Oif(interface))
 }
 
 /// A socket to ask the kernel with.

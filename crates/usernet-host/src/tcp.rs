@@ -289,8 +289,10 @@ impl TcpEnd {
         }
         let peer = to.or_else(|| net::getpeername(&self.fd).ok().flatten()?.try_into().ok())?;
         let local = SocketAddr::try_from(net::getsockname(&self.fd).ok()?).ok()?;
-        let interface = sys::get_int(&self.fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX).unwrap_or(0);
-        (!peer.ip().is_loopback()).then(|| Path::new(local, peer, interface.unsigned_abs()))
+        let option = |name| sys::get_int(&self.fd, libc::SOL_SOCKET, name).unwrap_or(0);
+        let (interface, mark) = (option(libc::SO_BINDTOIFINDEX), option(libc::SO_MARK));
+        (!peer.ip().is_loopback())
+            .then(|| Path::new(local, peer, interface.unsigned_abs(), mark.cast_unsigned()))
     }
 
     /// Breaks the connection: the peer sees a reset (a service behind a Unix socket sees the end of

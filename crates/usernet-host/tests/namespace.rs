@@ -18,7 +18,7 @@ use usernet_core::wire::{IcmpError, Offender};
 use usernet_host::ping::{PingEnd, ping_allowed};
 use usernet_host::tcp::TcpEnd;
 use usernet_host::udp::UdpEnd;
-use usernet_host::{Envelope, Icmp, Lost, QueuedError, Source, has_address, interface};
+use usernet_host::{Envelope, Icmp, Netlink, QueuedError, Source, has_address, interface};
 
 /// 10.9.0.1 is here, 10.9.0.2 the router, and behind it lie places that it treats each in its way.
 const NETWORK: &str = r#"
@@ -211,18 +211,41 @@ fn inside_ways_that_are_lost() {
     let to = SILENT.parse().unwrap();
     let pending = TcpEnd::connect(to, Source::default(), 0).unwrap();
     let way = pending.path(Some(to)).unwrap();
-    assert_eq!((way.local(), way.peer(), way.lost()), ([10, 9, 0, 1].into(), to.ip(), None));
+    assert_eq!((way.local(), way.peer()), ([10, 9, 0, 1].into(), to.ip()));
     assert!(has_address(way.local()) && !has_address(to.ip()));
+    let kernel = Netlink::open().unwrap();
+    let has = || (way.has_address(), way.has_route(&kernel));
+    assert_eq!(has(), (true, true));
     change(changes, "route del default");
-    assert_eq!(way.lost(), Some(Lost::Route));
-    change(changes, "route add unreachable default");
-    assert_eq!(way.lost(), Some(Lost::Route));
+    assert_eq!(has(), (true, false));
+    for kind in ["unreachable", "prohibit", "blackhole"] {
+        change(changes, &format!("route add {kind} default"));
+        assert_eq!(has(), (true, false), "{kind}");
+        change(changes, &format!("route del {kind} default"));
+    }
+    // Rules that know what it is, and by whose routes it goes.
+    change(changes, "route add default via 10.9.0.2 table 100");
+    for (selector, expected) in [
+        ("from all", true),
+        ("from 10.9.0.1", true),
+        ("ipproto tcp", true),
+        ("ipproto udp", false),
+        ("dport 80", true),
+        ("ipproto tcp dport 80", true),
+        ("dport 81", false),
+        ("fwmark 7", false),
+        ("oif here", false),
+    ] {
+        change(changes, &format!("rule add {selector} lookup 100"));
+        assert_eq!(has(), (true, expected), "{selector}");
+        change(changes, &format!("rule del {selector} lookup 100"));
+    }
     change(changes, "route replace default via 10.9.0.2");
-    assert_eq!(way.lost(), None);
+    assert_eq!(has(), (true, true));
     change(changes, "link set here down");
-    assert_eq!(way.lost(), Some(Lost::Route));
+    assert_eq!(has(), (true, false));
     change(changes, "addr del 10.9.0.1/24 dev here");
-    assert_eq!(way.lost(), Some(Lost::Address));
+    assert_eq!(has(), (false, false));
 
     assert!(interface("nowhere").is_err());
     let here = Source { interface: interface("here").unwrap(), ..Source::default() };

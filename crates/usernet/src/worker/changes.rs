@@ -1,18 +1,17 @@
 //! Changes of the host's network, and the flows that they kill.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use usernet_core::drops::DropReason;
 use usernet_core::host::HostError;
 use usernet_core::network::Target;
 use usernet_core::table::FlowId;
-use usernet_host::{Lost, Path};
+use usernet_host::{Netlink, Path};
 
 use super::Worker;
 use crate::host::Host;
 
-/// Flows that a turn looks at: a quarter of a millisecond, if each goes another way.
+/// Flows that a turn looks at: half a millisecond.
 const FLOWS: usize = 64;
 
 /// A walk over all TCP flows, a part of it each turn, that resets those which have lost their way.
@@ -21,10 +20,9 @@ const FLOWS: usize = 64;
 pub(super) struct Check {
     /// Where in the table it goes on.
     next: usize,
-    /// Whether flows without a route are reset, too, or only those whose address has gone.
-    routes: bool,
-    /// What was found out, a way each: as many at most as there are flows.
-    known: HashMap<Path, Option<Lost>>,
+    /// Who is asked for routes; none: only flows whose address has gone are reset. Answers are not kept:
+    /// rules may tell by ports, which no two flows to a peer have in common.
+    routes: Option<Netlink>,
     reset: usize,
 }
 
@@ -41,8 +39,10 @@ impl Worker {
 
     /// Begins to look for flows that have lost their way; one that was under way begins again.
     pub(super) fn begin_check(&mut self, routes: bool) {
-        let routes = routes || self.check.as_ref().is_some_and(|check| check.routes);
-        self.check = Some(Check { next: 0, routes, known: HashMap::new(), reset: 0 });
+        let before = self.check.take().and_then(|check| check.routes);
+        // Without, flows are kept that have no route: they time out.
+        let routes = before.or_else(|| routes.then(Netlink::open)?.ok());
+        self.check = Some(Check { next: 0, routes, reset: 0 });
     }
 
     /// Looks at a turn's share of the flows.
@@ -60,18 +60,17 @@ impl Worker {
             };
             check.next = at + 1;
             let Some(path) = self.path(flow) else { continue };
-            let lost = *check.known.entry(path).or_insert_with(|| path.lost());
-            let dead = match lost {
-                Some(Lost::Address) => !self.parts.host.has(path.local()),
-                Some(Lost::Route) => check.routes,
-                None => false,
+            let lost = if !self.parts.host.has(path.local()) && !path.has_address() {
+                "address"
+            } else if check.routes.as_ref().is_some_and(|kernel| !path.has_route(kernel)) {
+                "route"
+            } else {
+                continue;
             };
-            if dead {
-                tracing::debug!(?flow, ?lost, local = %path.local(), peer = %path.peer(), "its way is lost");
-                self.count_drop(flow, DropReason::HostChanged);
-                self.tcp_failed(flow, HostError::NetUnreachable);
-                check.reset += 1;
-            }
+            tracing::debug!(?flow, lost, local = %path.local(), peer = %path.peer(), "its way is lost");
+            self.count_drop(flow, DropReason::HostChanged);
+            self.tcp_failed(flow, HostError::NetUnreachable);
+            check.reset += 1;
         }
         self.check = Some(check);
     }
