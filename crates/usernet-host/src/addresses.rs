@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nametoindex;
 
+use crate::netlink::Netlink;
+
 /// The addresses of all interfaces of this network namespace, sorted, each once.
 ///
 /// # Errors
@@ -21,6 +23,20 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
+}
+
+/// All that reaches this host itself, with the bits of each that count: its addresses and what routes give
+/// it besides, whole networks maybe (`ip route add local`).
+///
+/// # Errors
+/// The system does not tell.
+pub fn own() -> io::Result<Vec<(IpAddr, u8)>> {
+    let mut own = Netlink::open()?.own()?;
+    // Those of an interface that is down have no route.
+    own.extend(addresses()?.into_iter().map(|address| (address, if address.is_ipv4() { 32 } else { 128 })));
+    own.sort_unstable();
+    own.dedup();
+    Ok(own)
 }
 
 /// The number of the interface by which IPv6 leaves for the world; none where it does not.

@@ -81,6 +81,16 @@ fn ways_that_are_lost() {
     inside("inside_ways_that_are_lost", "no");
 }
 
+#[test]
+fn what_is_the_host_itself() {
+    inside("inside_what_is_the_host_itself", "no");
+}
+
+#[test]
+fn ways_of_ipv6() {
+    inside("inside_ways_of_ipv6", "no");
+}
+
 fn envelope(to: &str) -> Envelope {
     Envelope { to: to.parse().unwrap(), from: Source::default(), ttl: None, tos: 0 }
 }
@@ -257,4 +267,73 @@ fn inside_ways_that_are_lost() {
         let unsent = send(&end, &[b"hello"], Envelope { from, ..envelope(SILENT) });
         assert_eq!(unsent, Err(HostError::NetUnreachable), "{from:?}");
     }
+}
+
+#[test]
+#[ignore = "the inner half of `what_is_the_host_itself`, which runs it in a network namespace of its own"]
+fn inside_what_is_the_host_itself() {
+    let changes = usernet_host::changes().unwrap();
+    let changes = &mut Watch::new(&changes);
+    let has = |net: &str| {
+        let (address, len) = net.split_once('/').unwrap();
+        usernet_host::own().unwrap().contains(&(address.parse().unwrap(), len.parse().unwrap()))
+    };
+    for net in ["10.9.0.1/32", "10.9.0.255/32", "127.0.0.0/8", "127.0.0.1/32", "::1/128"] {
+        assert!(has(net), "{net}");
+    }
+    assert!(!has("0.0.0.0/0") && !has("10.9.0.0/24"));
+    for (added, net) in [
+        ("route add local 10.99.0.0/16 dev lo", "10.99.0.0/16"),
+        ("addr add 10.8.0.1/24 dev lo", "10.8.0.0/24"),
+        ("-6 route add local 2001:db8:99::/48 dev lo", "2001:db8:99::/48"),
+        ("-6 route add anycast 2001:db8:98::/128 dev here", "2001:db8:98::/128"),
+        ("route add local default dev lo table local", "0.0.0.0/0"),
+    ] {
+        assert!(!has(net), "{net}");
+        change(changes, added);
+        assert!(has(net), "{net}");
+    }
+    // What has no route for the moment.
+    change(changes, "link set here down");
+    assert!(has("10.9.0.1/32"));
+    // More than one read tells.
+    let many = "for a in $(seq 0 199); do for b in 0 1; do echo route add local 10.100.$b.$a/32 dev lo; done; done \
+                | ip -batch -";
+    assert!(Command::new("sh").args(["-c", many]).status().unwrap().success());
+    assert!(has("10.100.0.0/32") && has("10.100.1.199/32"));
+}
+
+#[test]
+#[ignore = "the inner half of `ways_of_ipv6`, which runs it in a network namespace of its own"]
+fn inside_ways_of_ipv6() {
+    let changes = usernet_host::changes().unwrap();
+    let changes = &mut Watch::new(&changes);
+    let kernel = Netlink::open().unwrap();
+    assert_eq!(usernet_host::outward_interface_v6(), None);
+    change(changes, "-6 addr add 2001:db8:a::1/64 dev here nodad");
+    change(changes, "-6 route add default via 2001:db8:a::2");
+    let here = interface("here").unwrap();
+    assert_eq!(usernet_host::outward_interface_v6(), Some(here));
+    let to = "[2001:db8:7::1]:80".parse().unwrap();
+    let way = |from| TcpEnd::connect(to, from, 0).unwrap().path(Some(to)).unwrap();
+    let ways = [way(Source::default()), way(Source { interface: here, ..Source::default() })];
+    let have = || ways.map(|way| way.has_route(&kernel));
+    assert_eq!(have(), [true; 2]);
+    for kind in ["unreachable", "prohibit", "blackhole"] {
+        change(changes, &format!("-6 route add {kind} 2001:db8:7::/48"));
+        assert_eq!(have(), [false; 2], "{kind}");
+        change(changes, &format!("-6 route del {kind} 2001:db8:7::/48"));
+    }
+    change(changes, "link add aside type veth peer name nobody");
+    change(changes, "link set nobody up");
+    change(changes, "link set aside up");
+    change(changes, "-6 route add 2001:db8:7::/48 dev aside");
+    assert_eq!(have(), [true; 2]);
+    change(changes, "-6 route del default");
+    assert_eq!(have(), [true, false]);
+    change(changes, "-6 route del 2001:db8:7::/48 dev aside");
+    assert_eq!(have(), [false; 2]);
+    change(changes, "-6 route add default via 2001:db8:a::2 table 100");
+    change(changes, "-6 rule add ipproto tcp dport 80 lookup 100");
+    assert_eq!(have(), [true; 2]);
 }

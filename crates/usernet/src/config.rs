@@ -42,7 +42,7 @@ pub struct Config {
     /// 1,280 or more while `net6` is there, as it is by default.
     pub mtu: u16,
     /// Whether guests may reach the host's own loopback through the gateway's address, and the
-    /// host's own addresses at all.
+    /// host's own addresses at all, what its table of local routes has included.
     pub host_loopback: bool,
     /// Whether guests may reach the link-local range of the host's network, 169.254.0.0/16, and where else
     /// clouds tell a machine its secrets (100.100.100.200, 168.63.129.16, fd00:ec2::254, fd20:ce::254 and

@@ -23,7 +23,7 @@ pub(crate) fn core_config(config: &Config, host: &Host, descriptors: u64) -> Res
         dns: config.dns,
         mtu: config.mtu,
         host_loopback: config.host_loopback,
-        host_addrs: host.addresses.clone(),
+        host_addrs: host.closed.clone().unwrap_or_default(),
         host_link_local: config.host_link_local,
         restrict: config.restrict,
         multicast: config.multicast.clone(),

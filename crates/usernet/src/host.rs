@@ -33,6 +33,8 @@ const NO_INTERFACE: u32 = i32::MAX.unsigned_abs();
 pub(crate) struct Host {
     /// Its own addresses, sorted.
     pub(crate) addresses: Vec<IpAddr>,
+    /// All that reaches it, with the bits of each that count, where guests are kept off it.
+    pub(crate) closed: Option<Vec<(IpAddr, u8)>>,
     /// By what guests' flows leave; none: as routed.
     outbound: Option<Outbound>,
     /// The index of the outbound interface; [`NO_INTERFACE`] while there is none.
@@ -41,10 +43,11 @@ pub(crate) struct Host {
 
 impl Host {
     /// What it is like now.
-    fn look(outbound: &Outbound) -> io::Result<Self> {
+    fn look(outbound: &Outbound, open: bool) -> io::Result<Self> {
         let index = |name: &String| usernet_host::interface(name).unwrap_or(NO_INTERFACE);
         Ok(Self {
             addresses: usernet_host::addresses()?,
+            closed: if open { None } else { Some(usernet_host::own()?) },
             outbound: (*outbound != Outbound::default()).then(|| outbound.clone()),
             interface: outbound.interface.as_ref().map_or(0, index),
         })
@@ -113,6 +116,8 @@ pub(crate) struct Follower {
     /// None: it cannot be followed.
     changes: Option<OwnedFd>,
     outbound: Outbound,
+    /// Guests may reach the host itself.
+    open: bool,
     host: Arc<Host>,
 }
 
@@ -123,8 +128,9 @@ impl Follower {
     /// It has not; or it does not tell, where guests are to be kept off its addresses.
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
         let must = !config.host_loopback || config.outbound != Outbound::default();
-        let looked =
-            usernet_host::changes().and_then(|changes| Ok((Some(changes), Host::look(&config.outbound)?)));
+        let open = config.host_loopback;
+        let looked = usernet_host::changes()
+            .and_then(|changes| Ok((Some(changes), Host::look(&config.outbound, open)?)));
         let (changes, host) = match looked {
             Err(error) if must => {
                 return Err(Error::io("cannot follow the host's addresses over netlink")(error));
@@ -136,7 +142,7 @@ impl Follower {
             Ok(looked) => looked,
         };
         config.outbound.check_host(&host.addresses)?;
-        Ok(Self { changes, outbound: config.outbound.clone(), host: Arc::new(host) })
+        Ok(Self { changes, outbound: config.outbound.clone(), open, host: Arc::new(host) })
     }
 
     /// What the host was like at last.
@@ -176,7 +182,7 @@ impl Follower {
     /// Looks anew, and tells the workers what is different.
     fn tell(&mut self, workers: &[Commands]) {
         // What cannot be read now has not changed.
-        let Ok(host) = Host::look(&self.outbound) else { return };
+        let Ok(host) = Host::look(&self.outbound, self.open) else { return };
         if host != *self.host {
             host.tell_of_outbound(&self.host);
             self.host = Arc::new(host);

@@ -28,8 +28,9 @@ pub struct Config {
     /// Whether guests reach the host's loopback at the gateway's address, and the host's own
     /// addresses at all.
     pub host_loopback: bool,
-    /// The host's own addresses; they matter only without `host_loopback`.
-    pub host_addrs: Vec<IpAddr>,
+    /// The host's own addresses, with the bits of each that count: all of a network may be the host's. They
+    /// matter only without `host_loopback`.
+    pub host_addrs: Vec<(IpAddr, u8)>,
     /// Whether guests reach the link-local range of the host's network (169.254.0.0/16), and where else
     /// clouds tell a machine about itself.
     pub host_link_local: bool,
@@ -298,7 +299,7 @@ impl Config {
     fn outside(&self, addr: IpAddr) -> Place {
         let closed = self.restrict
             || !self.host_link_local && is_metadata(addr)
-            || !self.host_loopback && self.host_addrs.contains(&addr);
+            || !self.host_loopback && self.host_addrs.iter().any(|net| is_within(addr, *net));
         if closed { Place::Closed } else { Place::Outside }
     }
 
@@ -306,6 +307,19 @@ impl Config {
     pub(super) fn may_answer(&self, addr: IpAddr) -> bool {
         let on_link = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
         (if on_link { self.outside(addr) } else { self.place(addr) }) == Place::Outside
+    }
+}
+
+/// Whether `addr` begins with the first `len` bits of `net`.
+fn is_within(addr: IpAddr, (net, len): (IpAddr, u8)) -> bool {
+    match (addr, net) {
+        (IpAddr::V4(addr), IpAddr::V4(net)) => {
+            (addr.to_bits() ^ net.to_bits()).leading_zeros() >= u32::from(len)
+        }
+        (IpAddr::V6(addr), IpAddr::V6(net)) => {
+            (addr.to_bits() ^ net.to_bits()).leading_zeros() >= u32::from(len)
+        }
+        _ => false,
     }
 }
 
@@ -357,7 +371,10 @@ mod tests {
 
     #[test]
     fn every_destination_has_a_place() {
-        let mut config = Config { host_addrs: vec!["192.0.2.2".parse().unwrap()], ..Config::default() };
+        let mut config = Config {
+            host_addrs: vec![("192.0.2.2".parse().unwrap(), 32), ("198.51.100.0".parse().unwrap(), 25)],
+            ..Config::default()
+        };
         let place = |config: &Config, addr: &str| config.place(addr.parse().unwrap());
         for (addr, expected) in [
             ("10.0.2.2", Place::Gateway),
@@ -405,6 +422,15 @@ mod tests {
         assert_eq!(place(&config, "10.0.2.2"), Place::Closed);
         assert_eq!(place(&config, "192.0.2.2"), Place::Closed);
         assert_eq!(place(&config, "::ffff:192.0.2.2"), Place::Closed);
+        for (addr, expected) in [
+            ("192.0.2.3", Place::Outside),
+            ("198.51.99.255", Place::Outside),
+            ("198.51.100.0", Place::Closed),
+            ("198.51.100.127", Place::Closed),
+            ("198.51.100.128", Place::Outside),
+        ] {
+            assert_eq!(place(&config, addr), expected, "{addr}");
+        }
         assert_eq!(place(&config, "1.1.1.1"), Place::Outside);
     }
 
@@ -412,7 +438,11 @@ mod tests {
     fn every_ipv6_destination_has_a_place() {
         let mut config = Config {
             net6: Some(dhcp6::Config::default()),
-            host_addrs: vec!["2001:db8::7".parse().unwrap(), "192.0.2.2".parse().unwrap()],
+            host_addrs: vec![
+                ("2001:db8::7".parse().unwrap(), 128),
+                ("2001:db8:1::".parse().unwrap(), 48),
+                ("192.0.2.2".parse().unwrap(), 32),
+            ],
             ..Config::default()
         };
         let place = |config: &Config, addr: &str| config.place(addr.parse().unwrap());
@@ -445,10 +475,19 @@ mod tests {
             assert_eq!(place(&config, addr), expected, "{addr}");
         }
         config.host_loopback = false;
-        for closed in ["fd00::2", "2001:db8::7", "::ffff:192.0.2.2", "64:ff9b::c000:202"] {
+        for closed in [
+            "fd00::2",
+            "2001:db8::7",
+            "2001:db8:1::",
+            "2001:db8:1:ffff::1",
+            "::ffff:192.0.2.2",
+            "64:ff9b::c000:202",
+        ] {
             assert_eq!(place(&config, closed), Place::Closed, "{closed}");
         }
-        assert_eq!(place(&config, "2606:4700:4700::1111"), Place::Outside);
+        for open in ["2606:4700:4700::1111", "2001:db8:2::", "2001:db8::8"] {
+            assert_eq!(place(&config, open), Place::Outside, "{open}");
+        }
         config.net6 = None;
         assert_eq!(place(&config, "fd00::2"), Place::Outside);
     }
@@ -477,7 +516,7 @@ mod tests {
         let mut config = Config {
             net6: Some(dhcp6::Config::default()),
             nat64: true,
-            host_addrs: vec!["192.0.2.2".parse().unwrap()],
+            host_addrs: vec![("192.0.2.2".parse().unwrap(), 32)],
             ..Config::default()
         };
         let place = |config: &Config, v4: &str| config.place(format!("64:ff9b::{v4}").parse().unwrap());

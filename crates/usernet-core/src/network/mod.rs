@@ -299,8 +299,8 @@ impl Network {
         if addr.is_some_and(|addr| addr.is_ipv6()) { len + IPV6_MORE } else { len }
     }
 
-    /// Tells the core the host's own addresses, which matter without `host_loopback`.
-    pub fn set_host_addrs(&mut self, addrs: Vec<IpAddr>) {
+    /// Tells the core the host's own addresses, as [`Config::host_addrs`] has them.
+    pub fn set_host_addrs(&mut self, addrs: Vec<(IpAddr, u8)>) {
         self.config.host_addrs = addrs;
     }
 

@@ -322,7 +322,7 @@ fn what_the_network_was_not_told_to_carry_stays_inside() {
 #[test]
 fn the_host_itself_does_not_answer_where_it_is_closed() {
     let host = to("192.0.2.1:5353");
-    let closed = Config { host_loopback: false, host_addrs: vec![host.ip()], ..asking() };
+    let closed = Config { host_loopback: false, host_addrs: vec![(host.ip(), 32)], ..asking() };
     let (mut sim, [port]) = guests(closed);
     let socket = sim.guest(port).udp(4000);
     send(&mut sim, port, socket, "224.0.0.251:5353", QUESTION);

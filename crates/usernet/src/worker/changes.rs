@@ -29,7 +29,7 @@ pub(super) struct Check {
 impl Worker {
     /// Takes in what the host's network is like now.
     pub(super) fn host_changed(&mut self, host: Arc<Host>) {
-        self.parts.core.set_host_addrs(host.addresses.clone());
+        self.parts.core.set_host_addrs(host.closed.clone().unwrap_or_default());
         let before = std::mem::replace(&mut self.parts.host, host);
         if self.parts.host.has_lost_outbound(&before) {
             // The kernel would go on sending by it. The next requests open other sockets.
