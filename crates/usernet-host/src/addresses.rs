@@ -1,10 +1,9 @@
 //! The host's own addresses, and its interfaces.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::net::IpAddr;
 
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::if_nametoindex;
 
 use crate::netlink::Netlink;
 
@@ -37,21 +36,6 @@ pub fn own() -> io::Result<Vec<(IpAddr, u8)>> {
     own.sort_unstable();
     own.dedup();
     Ok(own)
-}
-
-/// The number of the interface by which IPv6 leaves for the world; none where it does not.
-pub fn outward_interface_v6() -> Option<u32> {
-    // An address of the world, any: nothing is sent there.
-    const SOMEWHERE: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
-    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((SOMEWHERE, 9)).ok()?;
-    let IpAddr::V6(source) = socket.local_addr().ok()?.ip() else { return None };
-    let mut interfaces = getifaddrs().ok()?;
-    let has_source = |address: &nix::ifaddrs::InterfaceAddress| {
-        address.address.as_ref().and_then(|it| it.as_sockaddr_in6()).is_some_and(|it| it.ip() == source)
-    };
-    let interface = interfaces.find(has_source)?;
-    if_nametoindex(interface.interface_name.as_str()).ok()
 }
 
 /// The names of all interfaces of this network namespace, sorted, each once.

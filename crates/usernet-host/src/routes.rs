@@ -2,7 +2,7 @@
 //! changes.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use netlink_packet_core::DefaultNla;
@@ -63,6 +63,19 @@ pub fn interface(name: &str) -> io::Result<u32> {
 /// Whether `address` is one of this host's: sockets may be bound to it.
 pub fn has_address(address: IpAddr) -> bool {
     probe(address).is_ok_and(|fd| net::bind(fd, &SocketAddr::new(address, 0)).is_ok())
+}
+
+/// The number of the interface by which IPv6 leaves for the world; none where it does not.
+pub fn outward_interface_v6() -> Option<u32> {
+    // An address of the world, any: nothing is sent there.
+    const SOMEWHERE: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
+    let route = Netlink::open().and_then(|kernel| kernel.route(SOMEWHERE.into(), Vec::new()));
+    route.ok().filter(|route| route.header.kind == RouteType::Unicast)?.attributes.iter().find_map(
+        |attribute| match attribute {
+            RouteAttribute::Oif(interface) => Some(*interface),
+            _ => None,
+        },
+    )
 }
 
 /// The way that a TCP connection's packets go. Rules may tell by each part of it (`ip rule`).

@@ -31,6 +31,7 @@ impl Worker {
     pub(super) fn host_changed(&mut self, host: Arc<Host>) {
         self.parts.core.set_host_addrs(host.closed.clone().unwrap_or_default());
         let before = std::mem::replace(&mut self.parts.host, host);
+        self.outward = None;
         if self.parts.host.has_lost_outbound(&before) {
             // The kernel would go on sending by it. The next requests open other sockets.
             self.ping.fill_with(|| None);
