@@ -87,6 +87,18 @@ impl UdpEnd {
         datagram::report_ttl(&self.fd, self.addr.is_ipv4()).map_err(host_error)
     }
 
+    /// Keeps from this host itself what is sent to groups from now on.
+    ///
+    /// # Errors
+    /// The host knows of no such thing.
+    pub fn leave_host_out(&self) -> Result<(), HostError> {
+        let (level, name) = match self.addr {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+        };
+        sys::set_int(&self.fd, level, name, 0).map_err(host_error)
+    }
+
     /// Sends what is in the outbox, and tells `unsent` of what is lost: no route, not allowed, too
     /// long, or ([`HostError::Exhausted`]) no room in the send buffer. The outbox is empty then.
     pub fn send(&self, outbox: &mut Outbox<'_>, unsent: impl FnMut(Unsent)) {

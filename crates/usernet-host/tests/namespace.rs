@@ -8,7 +8,7 @@
 mod support;
 
 use std::io::{IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -89,6 +89,11 @@ fn what_is_the_host_itself() {
 #[test]
 fn ways_of_ipv6() {
     inside("inside_ways_of_ipv6", "no");
+}
+
+#[test]
+fn groups_without_the_host() {
+    inside("inside_groups_without_the_host", "no");
 }
 
 fn envelope(to: &str) -> Envelope {
@@ -336,4 +341,40 @@ fn inside_ways_of_ipv6() {
     change(changes, "-6 route add default via 2001:db8:a::2 table 100");
     change(changes, "-6 rule add ipproto tcp dport 80 lookup 100");
     assert_eq!(have(), [true; 2]);
+}
+
+#[test]
+#[ignore = "the inner half of `groups_without_the_host`, which runs it in a network namespace of its own"]
+fn inside_groups_without_the_host() {
+    let changes = usernet_host::changes().unwrap();
+    change(&mut Watch::new(&changes), "-6 addr add 2001:db8:a::1/64 dev here nodad");
+    let here = interface("here").unwrap();
+    for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let service = UdpSocket::bind((any, 0)).unwrap();
+        service.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let port = service.local_addr().unwrap().port();
+        let to = if any.is_ipv4() {
+            let group = Ipv4Addr::new(224, 0, 0, 251);
+            service.join_multicast_v4(&group, &Ipv4Addr::new(10, 9, 0, 1)).unwrap();
+            SocketAddr::from((group, port))
+        } else {
+            let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
+            service.join_multicast_v6(&group, here).unwrap();
+            SocketAddrV6::new(group, port, 0, here).into()
+        };
+        let end = UdpEnd::open(any, 0).unwrap();
+        let ask = |word: &[u8]| send(&end, &[word], Envelope { to, ..envelope(FAR_AWAY) }).unwrap();
+        ask(b"heard");
+        end.leave_host_out().unwrap();
+        ask(b"not heard");
+        UdpEnd::open(any, 0)
+            .map(|end| send(&end, &[b"last"], Envelope { to, ..envelope(FAR_AWAY) }))
+            .unwrap()
+            .unwrap();
+        for expected in [&b"heard"[..], b"last"] {
+            let mut heard = [0; 16];
+            let length = service.recv(&mut heard).unwrap();
+            assert_eq!(&heard[..length], expected, "{to}");
+        }
+    }
 }

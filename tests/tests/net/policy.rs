@@ -198,6 +198,21 @@ fn answers(node: &Node, group: SocketAddr, from_group: bool, heard: Sender<Strin
 }
 
 #[test]
+fn services_of_a_closed_host_hear_no_question() {
+    let (world, _node) = on_a_lan();
+    let service = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5353)).unwrap();
+    service.set_read_timeout(Some(SOON)).unwrap();
+    let group = Ipv4Addr::new(224, 0, 0, 251);
+    service.join_multicast_v4(&group, &Ipv4Addr::new(198, 18, 0, 1)).unwrap();
+    let ask = |word: &str| format!("printf '{word:12}' | socat - UDP4-DATAGRAM:{group}:5353");
+    world.exec(&["--multicast", "mdns", "--no-host-loopback"], &ask("not heard")).ok();
+    world.exec(&["--multicast", "mdns"], &ask("heard")).ok();
+    let mut heard = [0; 64];
+    let length = service.recv(&mut heard).unwrap();
+    assert_eq!(&heard[..length], b"heard       ");
+}
+
+#[test]
 fn services_of_the_hosts_network_are_found_where_that_is_asked_for() {
     let scope = format!("%$(ip -o link show {INTERFACE} | cut -d: -f1)");
     // Twelve bytes are the least that mDNS has; of these, bit 7 of the third is not set.

@@ -150,6 +150,13 @@ impl Worker {
             }
             to => to,
         };
+        // Of a host that is closed to guests, services hear nothing either.
+        if self.parts.host.closed.is_some()
+            && let Some(end) = self.udp_end(flow, to.ip(), 0, delivery.into())
+            && end.leave_host_out().is_err()
+        {
+            return;
+        }
         let mut leaving = Leaving::default();
         let via = UdpVia::Own { guest_port: 0 };
         let datagram = Datagrams::one(payload.len());
