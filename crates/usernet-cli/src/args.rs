@@ -501,9 +501,10 @@ fn parse_service(text: &str) -> Result<MulticastService, &'static str> {
 }
 
 fn parse_outbound(text: &str) -> Result<IpAddr, &'static str> {
-    text.parse().map_err(
+    let address = text.parse::<IpAddr>().map_err(
         |_| "give an IPv4 or IPv6 address of this host; an interface is named by --outbound-interface",
-    )
+    )?;
+    Ok(address.to_canonical())
 }
 
 fn parse_upstream(text: &str) -> Result<SocketAddr, &'static str> {
@@ -655,6 +656,7 @@ mod tests {
             ("--outbound-addr 127.0.0.1", "nothing leaves this host by 127.0.0.1"),
             ("--outbound-addr fe80::1", "nothing leaves this host by fe80::1"),
             ("--outbound-addr 0.0.0.0", "choose one of its addresses on a network"),
+            ("--outbound-addr ::ffff:127.0.0.1", "nothing leaves this host by 127.0.0.1"),
             ("bogus", "bogus"),
             ("exec --join /tmp/x --workers 3", "'--join <PATH>' cannot be used with '--workers <N>'"),
             ("run", "QEMU"),
