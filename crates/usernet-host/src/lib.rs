@@ -39,7 +39,7 @@ mod sys;
 pub mod tcp;
 pub mod udp;
 
-pub use addresses::{addresses, interfaces, own};
+pub use addresses::{Interface, addresses, interfaces, own};
 pub use datagram::{Envelope, Icmp, QueuedError, Received};
 pub use netlink::Netlink;
 pub use routes::{Path, Source, changes, has_address, interface, outward_interface_v6};

@@ -1,5 +1,6 @@
 //! By what guests' flows leave the host.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::ConfigError;
@@ -70,14 +71,19 @@ impl Outbound {
             })?;
         }
         let Some(name) = &self.interface else { return Ok(()) };
-        usernet_host::interface(name).map(drop).map_err(|error| {
-            let way_out = match error.kind() {
-                std::io::ErrorKind::PermissionDenied => {
-                    "before Linux 5.7 only root may choose one: give an outbound address instead".to_owned()
-                }
-                _ => format!("choose one of {}", usernet_host::interfaces().unwrap_or_default().join(", ")),
-            };
-            ConfigError(format!("nothing can leave by an interface {name}: {error}: {way_out}"))
-        })
+        let interfaces = usernet_host::interfaces().unwrap_or_default();
+        let (loopbacks, others): (Vec<_>, Vec<_>) = interfaces.into_iter().partition(|it| it.loopback);
+        let way_out = match usernet_host::interface(name) {
+            Ok(_) if loopbacks.iter().all(|it| it.name != *name) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                "before Linux 5.7 only root may choose one: give an outbound address instead".to_owned()
+            }
+            _ if others.is_empty() => "this host has none but its loopback".to_owned(),
+            _ => {
+                let names: Vec<_> = others.iter().map(|it| it.name.as_str()).collect();
+                format!("choose one of {}", names.join(", "))
+            }
+        };
+        Err(ConfigError(format!("nothing can leave by an interface {name:?}: {way_out}")))
     }
 }

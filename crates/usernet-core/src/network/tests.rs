@@ -87,7 +87,7 @@ fn pings_hear_from_those_only_whom_the_guest_has_pinged() {
     let [pinged, other] = [1, 9].map(|last| IpAddr::from([192, 0, 2, last]));
     let ip = IpHeader::new(FIRST.into(), pinged, PROTOCOL_ICMP);
     let request = [8, 0, 0, 0, 0, 7, 0, 1];
-    let frame = crate::wire::Headers::icmp(network.mac, A, &ip, &request, 0);
+    let frame = Headers::icmp(network.mac, A, &ip, &request, 0);
     let Verdict::Ping { flow, .. } = network.handle_frame(PortId(1), &frame[..], at(1)) else {
         panic!("no flow")
     };
