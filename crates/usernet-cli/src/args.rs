@@ -237,14 +237,15 @@ pub(crate) struct NetworkArgs {
     /// Nothing passes but DHCP, ping to the gateway and the DNS server, what comes in by --hostfwd, and
     /// frames between guests; DNS does not. All else is refused at once, and counted as `policy`. Guests are
     /// told of no router and no DNS server, and every peer of a forward appears to them as the gateway.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["multicast", "outbound_addr", "outbound_interface"])]
+    #[arg(conflicts_with_all = ["host_link_local", "nat64", "dns_upstream"])]
     pub(crate) restrict: bool,
     /// Let guests ask the host's network for a service by multicast: mdns or ssdp; repeatable
     ///
     /// Their questions go out to the group as if the host had asked, and who answers within 10 seconds is let
     /// in. What guests announce stays inside, and so does whatever else they send to a group: it goes to
     /// other guests and no farther.
-    #[arg(long, value_name = "SERVICE", value_parser = parse_service, conflicts_with = "restrict")]
+    #[arg(long, value_name = "SERVICE", value_parser = parse_service)]
     pub(crate) multicast: Vec<MulticastService>,
     /// The host's address that guests' flows leave by, one of each kind of IP [default: as routed]
     ///
@@ -332,6 +333,7 @@ pub(crate) struct ExecGuestArgs {
 impl NetworkArgs {
     /// The configuration that the options describe, checked.
     pub(crate) fn config(&self) -> Result<Config, Usage> {
+        self.check_kinds()?;
         let config = match &self.net {
             Some(net) => Config::for_net(net.address, net.prefix_len),
             None => Config::default(),
@@ -372,6 +374,24 @@ impl NetworkArgs {
             ))),
             workers => Ok(Config { workers: workers.or(Some(queues)), ..config }),
         }
+    }
+
+    /// Checks that no option is for a kind of IP that guests have nothing of.
+    fn check_kinds(&self) -> Result<(), Usage> {
+        let outbound = |v4| self.outbound_addr.iter().find(move |address| address.is_ipv4() == v4);
+        let (only, idle, unless) = match self {
+            Self { ipv4_only: true, .. } => ("--ipv4-only", outbound(false), ""),
+            Self { ipv6_only: true, nat64: false, .. } => {
+                ("--ipv6-only", outbound(true), " without '--nat64'")
+            }
+            _ => return Ok(()),
+        };
+        idle.map_or(Ok(()), |address| {
+            Err(Usage(format!(
+                "the argument '{only}' cannot be used with '--outbound-addr {address}'{unless} (usernet \
+                 --help tells more)"
+            )))
+        })
     }
 
     fn outbound(&self) -> Result<Outbound, Usage> {
@@ -617,7 +637,19 @@ mod tests {
             ("--hostfwd tcp::80", "such as tcp:127.0.0.1:10022-:22"),
             ("--hostfwd tcp::80-:0", "a number from 1 to 65535"),
             ("--multicast dlna", "a service is mdns or ssdp"),
-            ("--restrict --multicast mdns", "cannot be used with"),
+            ("--restrict --multicast mdns", "cannot be used with '--multicast <SERVICE>'"),
+            ("--restrict --outbound-addr 192.0.2.7", "cannot be used with '--outbound-addr <ADDR>'"),
+            ("--nat64 --restrict", "'--nat64' cannot be used with '--restrict'"),
+            ("--dns-upstream 9.9.9.9 --restrict", "cannot be used with '--restrict'"),
+            (
+                "-4 --outbound-addr 2001:db8::7",
+                "'--ipv4-only' cannot be used with '--outbound-addr 2001:db8::7'",
+            ),
+            ("-6 --outbound-addr 192.0.2.7", "'--outbound-addr 192.0.2.7' without '--nat64'"),
+            (
+                "--mtu 1000 --outbound-addr 2001:db8::7",
+                "IPv4 only: leave one of the two out, or choose an MTU",
+            ),
             ("--dns-upstream one.one", "such as 9.9.9.9"),
             ("--listen /tmp/sock", "unix:PATH"),
             ("--listn unix:/tmp/sock", "--listen"),

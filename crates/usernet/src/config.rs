@@ -52,9 +52,10 @@ pub struct Config {
     /// Whether guests are kept to themselves, QEMU's `restrict=on`: nothing passes but ARP, neighbour
     /// discovery, DHCP, ping to the gateway and the DNS server, what came in by a forward, and frames
     /// between guests. DHCP and router advertisements name no router and no DNS server. As a guest has no
-    /// way to anybody else, every peer of a forward appears as the gateway.
+    /// way to anybody else, every peer of a forward appears as the gateway. What is for the way out only is
+    /// refused beside it: `outbound`, `nat64`, `host_link_local`, `dns_upstreams`, `multicast`.
     pub restrict: bool,
-    /// What guests may ask the host's network for by multicast; without `restrict` only. Whatever else
+    /// What guests may ask the host's network for by multicast. Whatever else
     /// they send to a group goes to other guests and no farther.
     pub multicast: Vec<MulticastService>,
     /// By which of the host's addresses and interfaces guests' flows leave.
@@ -139,9 +140,7 @@ impl Config {
         check(self.ipv4 || self.net6.is_some(), || {
             "a network without IPv4 and IPv6 carries nothing: leave one of them on".to_owned()
         })?;
-        check(!self.restrict || self.multicast.is_empty(), || {
-            "guests of a restricted network ask nobody by multicast: leave one of the two out".to_owned()
-        })?;
+        self.validate_restricted()?;
         check(!self.nat64 || self.net6.is_some(), || {
             format!(
                 "NAT64 is for guests with IPv6, and these have none: leave IPv6 on, with an MTU of \
@@ -153,13 +152,50 @@ impl Config {
             "IPv4 addresses lie behind 64:ff9b::/96 (NAT64): choose another IPv6 network, such as fd00::/64"
                 .into()
         })?;
-        self.outbound.validate()?;
+        self.validate_outbound()?;
         for upstream in &self.dns_upstreams {
             check(upstream.port() != 0 && !upstream.ip().is_unspecified(), || {
                 format!("{upstream} is no DNS server to ask: give an address and a port, such as 9.9.9.9:53")
             })?;
         }
         self.forwards.iter().try_for_each(|rule| self.validate_forward(rule))
+    }
+
+    /// Checks that nothing is asked for that a restricted network has no use for.
+    fn validate_restricted(&self) -> Result<(), ConfigError> {
+        let outward = [
+            ("a multicast service", !self.multicast.is_empty()),
+            ("an outbound address", self.outbound.addresses().next().is_some()),
+            ("an outbound interface", self.outbound.interface.is_some()),
+            ("the host's link-local range", self.host_link_local),
+            ("NAT64", self.nat64),
+            ("a DNS upstream", !self.dns_upstreams.is_empty()),
+        ];
+        outward.into_iter().try_for_each(|(what, given)| {
+            check(!self.restrict || !given, || {
+                format!("a restricted network has no use for {what}: leave one of the two out")
+            })
+        })
+    }
+
+    /// Checks that packets can leave by the outbound addresses, and that guests have such packets.
+    fn validate_outbound(&self) -> Result<(), ConfigError> {
+        self.outbound.validate()?;
+        self.outbound.addresses().try_for_each(|address| {
+            let (fits, have, way_out) = match address {
+                IpAddr::V4(_) => (self.ipv4 || self.nat64, "IPv6", ", or turn NAT64 on"),
+                IpAddr::V6(_) if self.mtu < IPV6_MIN_MTU => {
+                    (self.net6.is_some(), "IPv4", ", or choose an MTU of 1280 or more")
+                }
+                IpAddr::V6(_) => (self.net6.is_some(), "IPv4", ""),
+            };
+            check(fits, || {
+                format!(
+                    "the outbound address {address} is of no use to guests that have {have} only: leave one of \
+                     the two out{way_out}"
+                )
+            })
+        })
     }
 
     fn validate_net(&self) -> Result<(), ConfigError> {
@@ -359,6 +395,19 @@ mod tests {
         refused("leave one of the two out", |c| {
             (c.restrict, c.multicast) = (true, vec![MulticastService::Mdns]);
         });
+        refused("no use for a DNS upstream", |c| {
+            (c.restrict, c.dns_upstreams) = (true, vec!["9.9.9.9:53".parse().unwrap()]);
+        });
+        refused("no use for an outbound address", |c| {
+            (c.restrict, c.outbound.v4) = (true, Some([192, 0, 2, 7].into()));
+        });
+        refused("no use for NAT64", |c| (c.restrict, c.nat64) = (true, true));
+        refused("192.0.2.7 is of no use to guests that have IPv6 only", |c| {
+            (c.ipv4, c.outbound.v4) = (false, Some([192, 0, 2, 7].into()));
+        });
+        refused("2001:db8::7 is of no use to guests that have IPv4 only", |c| {
+            (c.net6, c.outbound.v6) = (None, Some("2001:db8::7".parse().unwrap()));
+        });
         refused("9.9.9.9:0", |c| c.dns_upstreams = vec!["9.9.9.9:0".parse().unwrap()]);
         refused("0.0.0.0:53", |c| c.dns_upstreams = vec!["0.0.0.0:53".parse().unwrap()]);
         refused("10.0.2.2", |c| c.forwards = vec!["tcp::1-10.0.2.2:1".parse().unwrap()]);
@@ -393,6 +442,9 @@ mod tests {
             dns_upstreams: vec!["[::1]:5353".parse().unwrap()],
             ..Config::for_net([10, 0, 2, 0].into(), 24)
         };
+        assert_eq!(config.validate(), Ok(()));
+        let outbound = Outbound { v4: Some([192, 0, 2, 7].into()), ..Outbound::default() };
+        let config = Config { ipv4: false, nat64: true, outbound, ..Config::default() };
         assert_eq!(config.validate(), Ok(()));
     }
 }

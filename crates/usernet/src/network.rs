@@ -39,11 +39,6 @@ impl Network {
         config.validate()?;
         let config = Arc::new(config);
         let descriptors = usernet_host::limits::raise_descriptor_limit();
-        if !config.restrict
-            && let Err(forbidden) = usernet_host::ping::ping_allowed()
-        {
-            tracing::warn!("{forbidden}");
-        }
         let follower = Follower::new(&config)?;
         let listeners: Vec<(ForwardRule, Listener)> = config
             .forwards
@@ -68,6 +63,7 @@ impl Network {
             ..usernet_dns::Config::default()
         })
         .map_err(|error| ConfigError(error.to_string()))?;
+        warn_of(&config);
         let (runtime, control_stop, control) =
             start_control().map_err(Error::io("cannot start the control thread"))?;
         let (ended_sender, ended) = watch::channel(false);
@@ -154,6 +150,18 @@ impl Drop for Network {
             let _ = control.join();
         }
     }
+}
+
+/// Says what may not go as it is meant to, once nothing that the configuration names is wrong.
+fn warn_of(config: &Config) {
+    // Then nothing goes out.
+    if config.restrict {
+        return;
+    }
+    if let Err(forbidden) = usernet_host::ping::ping_allowed() {
+        tracing::warn!("{forbidden}");
+    }
+    config.outbound.warn_of_mismatch();
 }
 
 /// Says that a worker has ended, when it does, by a panic too.

@@ -49,6 +49,18 @@ impl Outbound {
         })
     }
 
+    /// Says where an address is not the interface's: it is taken nevertheless.
+    pub(crate) fn warn_of_mismatch(&self) {
+        let Some(name) = &self.interface else { return };
+        let interfaces = usernet_host::interfaces().unwrap_or_default();
+        let Some(interface) = interfaces.iter().find(|it| it.name == *name) else { return };
+        for address in self.addresses().filter(|address| !interface.addresses.contains(address)) {
+            tracing::warn!(
+                "the outbound address {address} is another interface's than {name}: answers may not find back"
+            );
+        }
+    }
+
     /// Checks that this host has what it names.
     pub(crate) fn check_host(&self, host: &[IpAddr]) -> Result<(), ConfigError> {
         for address in self.addresses() {
