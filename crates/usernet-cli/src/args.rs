@@ -189,13 +189,13 @@ pub(crate) struct NetworkArgs {
     #[arg(long, short = '4')]
     pub(crate) ipv4_only: bool,
     /// Give guests IPv6 and no IPv4
-    #[arg(long, short = '6', conflicts_with_all = ["ipv4_only", "net", "host", "dns", "dhcp_start"])]
+    #[arg(long, short = '6', conflicts_with_all = ["ipv4_only", "dns", "dhcp_start"])]
     pub(crate) ipv6_only: bool,
     /// Let guests reach IPv4 hosts over IPv6
     ///
     /// NAT64: behind 64:ff9b::/96 lies all of IPv4, private addresses too, and the host's IPv4 loopback at
-    /// 64:ff9b::10.0.2.2. DNS64: names that have only IPv4 addresses are given such ones. Made for
-    /// --ipv6-only.
+    /// 64:ff9b::10.0.2.2, or where --net and --host put it. DNS64: names that have only IPv4 addresses are
+    /// given such ones. Made for --ipv6-only.
     #[arg(long, conflicts_with = "ipv4_only")]
     pub(crate) nat64: bool,
     /// Where DNS queries go; repeatable [default: as /etc/resolv.conf says]
@@ -378,18 +378,23 @@ impl NetworkArgs {
 
     /// Checks that no option is for a kind of IP that guests have nothing of.
     fn check_kinds(&self) -> Result<(), Usage> {
-        let outbound = |v4| self.outbound_addr.iter().find(move |address| address.is_ipv4() == v4);
+        let outbound = |v4| {
+            let address = self.outbound_addr.iter().find(|address| address.is_ipv4() == v4)?;
+            Some(format!("--outbound-addr {address}"))
+        };
+        let net = || self.net.as_ref().map(|_| "--net <CIDR>".to_owned());
+        let host = || self.host.map(|_| "--host <ADDR>".to_owned());
         let (only, idle, unless) = match self {
             Self { ipv4_only: true, .. } => ("--ipv4-only", outbound(false), ""),
+            // NAT64 puts the host where --net and --host say, and leaves by IPv4.
             Self { ipv6_only: true, nat64: false, .. } => {
-                ("--ipv6-only", outbound(true), " without '--nat64'")
+                ("--ipv6-only", outbound(true).or_else(net).or_else(host), " without '--nat64'")
             }
             _ => return Ok(()),
         };
-        idle.map_or(Ok(()), |address| {
+        idle.map_or(Ok(()), |idle| {
             Err(Usage(format!(
-                "the argument '{only}' cannot be used with '--outbound-addr {address}'{unless} (usernet \
-                 --help tells more)"
+                "the argument '{only}' cannot be used with '{idle}'{unless} (usernet --help tells more)"
             )))
         })
     }
@@ -614,6 +619,12 @@ mod tests {
             ["fd07::1", "fd07::53", "fd07::100"].map(|address| address.parse().unwrap());
         let net = Net6::for_prefix("fd07::".parse().unwrap(), 64);
         assert_eq!(config(options).unwrap().net6, Some(Net6 { gateway, dns, dhcp_start, ..net }));
+    }
+
+    #[test]
+    fn nat64_has_the_host_where_it_is_put() {
+        assert_eq!(config("-6 --nat64 --net 10.9.0.0/24").unwrap().gateway.to_string(), "10.9.0.2");
+        assert_eq!(config("-6 --nat64 --host 10.0.2.9").unwrap().gateway.to_string(), "10.0.2.9");
     }
 
     #[test]
