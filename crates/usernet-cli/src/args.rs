@@ -315,6 +315,7 @@ pub(crate) enum CtlRequest {
     /// End a forward; connections that it accepted go on
     RemoveForward {
         /// Its number, as `usernet ctl forwards` shows it
+        #[arg(value_parser = parse_id)]
         id: u32,
     },
 }
@@ -521,6 +522,10 @@ fn parse_ipv6(text: &str) -> Result<Ipv6Addr, &'static str> {
     })
 }
 
+fn parse_id(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "give the number that `usernet ctl forwards` shows, such as 1")
+}
+
 fn parse_service(text: &str) -> Result<MulticastService, &'static str> {
     MulticastService::ALL.into_iter().find(|it| it.name() == text).ok_or("a service is mdns or ssdp")
 }
@@ -703,6 +708,7 @@ mod tests {
             ("bogus", "bogus"),
             ("exec --join /tmp/x --workers 3", "'--join <PATH>' cannot be used with '--workers <N>'"),
             ("run", "QEMU"),
+            ("ctl remove-forward tcp::80-:80", "give the number that `usernet ctl forwards` shows"),
             ("ctl add-forward 80", "such as tcp:127.0.0.1:10022-:22"),
         ] {
             let why = config(options).expect_err(options);
