@@ -343,7 +343,7 @@ impl NetworkArgs {
             gateway: self.host.unwrap_or(config.gateway),
             dns: self.dns.unwrap_or(config.dns),
             ipv4: !self.ipv6_only,
-            net6: self.net6(),
+            net6: self.net6()?,
             nat64: self.nat64,
             dns_upstreams: self.dns_upstream.clone(),
             dhcp_start: self.dhcp_start.unwrap_or(config.dhcp_start),
@@ -418,20 +418,36 @@ impl NetworkArgs {
     }
 
     /// The IPv6 network: the one that is asked for, or the default where the MTU allows one.
-    fn net6(&self) -> Option<Net6> {
+    fn net6(&self) -> Result<Option<Net6>, Usage> {
+        let asked = [
+            ("--ipv6-only", self.ipv6_only),
+            ("--nat64", self.nat64),
+            ("--net6", self.net6.is_some()),
+            ("--host6", self.host6.is_some()),
+            ("--dns6", self.dns6.is_some()),
+            ("--dhcp6-start", self.dhcp6_start.is_some()),
+        ];
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu < IPV6_MIN_MTU) {
+            return asked.iter().find(|(_, given)| *given).map_or(Ok(None), |(option, _)| {
+                Err(Usage(format!(
+                    "--mtu {mtu} is too small for IPv6, which {option} asks for: give {IPV6_MIN_MTU} or more, or \
+                     leave {option} out"
+                )))
+            });
+        }
+        if self.ipv4_only {
+            return Ok(None);
+        }
         let net = match &self.net6 {
             Some(net) => Net6::for_prefix(net.prefix, net.len),
             None => Net6::default(),
         };
-        let of_it = [self.host6, self.dns6, self.dhcp6_start];
-        let asked = self.ipv6_only || self.nat64 || self.net6.is_some() || of_it.iter().any(Option::is_some);
-        let possible = !self.ipv4_only && self.mtu.is_none_or(|mtu| mtu >= IPV6_MIN_MTU);
-        (asked || possible).then(|| Net6 {
+        Ok(Some(Net6 {
             gateway: self.host6.unwrap_or(net.gateway),
             dns: self.dns6.unwrap_or(net.dns),
             dhcp_start: self.dhcp6_start.unwrap_or(net.dhcp_start),
             ..net
-        })
+        }))
     }
 }
 
@@ -678,7 +694,8 @@ mod tests {
             ("--dns6 fd00::2", "both the IPv6 gateway and the IPv6 DNS server"),
             ("-4 --dhcp6-start fd00::9", "'--ipv4-only' cannot be used with '--dhcp6-start <ADDR>'"),
             ("--mtu 1000 --host6 fd00::9", "too small for IPv6"),
-            ("--mtu 1000 --nat64", "too small for IPv6"),
+            ("--mtu 1000 --nat64", "--mtu 1000 is too small for IPv6, which --nat64 asks for"),
+            ("-6 --mtu 1000", "give 1280 or more, or leave --ipv6-only out"),
             ("-4 --nat64", "'--ipv4-only' cannot be used with '--nat64'"),
             ("--dns one.one", "such as 10.0.2.3"),
             ("--net6 fd00::/0", "such as fd00::/64"),

@@ -11,7 +11,7 @@
 //! (there, it wraps at 2³²).
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// The protocol of a forwarded port.
@@ -109,8 +109,11 @@ fn parse_address<'a>(text: &'a str, part: &str) -> Result<(IpAddr, &'a str), Par
         return Ok((address.into(), rest));
     };
     let (v6, rest) = split(rest, ']', "the IPv6 address")?;
-    let address = v6.parse().map_err(|_| wrong(part, v6, "an IPv6 address in the brackets"))?;
-    Ok((IpAddr::V6(address), rest.strip_prefix(':').ok_or_else(|| missing(':', &the_part))?))
+    let address: Ipv6Addr = v6.parse().map_err(|_| wrong(part, v6, "an IPv6 address in the brackets"))?;
+    if let Some(v4) = address.to_ipv4_mapped() {
+        return Err(wrong(part, v6, &format!("written as what it means: write {v4}")));
+    }
+    Ok((address.into(), rest.strip_prefix(':').ok_or_else(|| missing(':', &the_part))?))
 }
 
 fn split<'a>(text: &'a str, separator: char, part: &str) -> Result<(&'a str, &'a str), ParseForwardError> {
@@ -169,8 +172,6 @@ fn parse_number(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -241,6 +242,7 @@ mod tests {
             ("tcp:4294967296:8080-:22", "host address"),
             ("tcp:[::g]:8080-:22", "host address"),
             ("tcp:[127.0.0.1]:8080-:22", "host address"),
+            ("tcp:[::ffff:127.0.0.1]:8080-:22", "write 127.0.0.1"),
             ("tcp::65536-:22", "host port"),
             ("tcp::4294967376-:22", "host port"),
             ("tcp::08-:22", "host port"),
@@ -266,9 +268,10 @@ mod tests {
     }
 
     fn any_rule() -> impl Strategy<Value = ForwardRule> {
-        let specified = any::<IpAddr>().prop_filter("a guest's", |address| !address.is_unspecified());
+        let address = || any::<IpAddr>().prop_map(|address| address.to_canonical());
+        let specified = address().prop_filter("a guest's", |address| !address.is_unspecified());
         let guest_addr = proptest::option::of(specified);
-        (any::<bool>(), any::<IpAddr>(), any::<u16>(), guest_addr, 1u16..).prop_map(
+        (any::<bool>(), address(), any::<u16>(), guest_addr, 1u16..).prop_map(
             |(tcp, host_addr, host_port, guest_addr, guest_port)| ForwardRule {
                 protocol: if tcp { ForwardProtocol::Tcp } else { ForwardProtocol::Udp },
                 host_addr,
