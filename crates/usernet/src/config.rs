@@ -301,6 +301,14 @@ impl Config {
         }
     }
 
+    /// Whether a packet for an address stays on the guests' network.
+    pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4 && self.has_host(address),
+            IpAddr::V6(address) => self.net6.as_ref().is_some_and(|net| net.contains(address)),
+        }
+    }
+
     /// Whether an address is on the network and neither its own nor its broadcast address.
     fn has_host(&self, address: Ipv4Addr) -> bool {
         let host_mask = host_mask(self.prefix_len);

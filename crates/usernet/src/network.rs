@@ -162,6 +162,16 @@ fn warn_of(config: &Config) {
         tracing::warn!("{forbidden}");
     }
     config.outbound.warn_of_mismatch();
+    let addresses = usernet_host::addresses().unwrap_or_default();
+    for (v4, option) in [(true, "--net"), (false, "--net6")] {
+        let mut of_kind = addresses.iter().filter(|address| address.is_ipv4() == v4);
+        if let Some(address) = of_kind.find(|address| config.is_inside(**address)) {
+            tracing::warn!(
+                "this host has the address {address}, which is on the guests' own network: they cannot reach \
+                 it, nor what is near it; give them another network ({option})"
+            );
+        }
+    }
 }
 
 /// Says that a worker has ended, when it does, by a panic too.
