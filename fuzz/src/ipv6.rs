@@ -24,7 +24,8 @@ fn mac(guest: u8) -> MacAddr {
 /// whether time passes, and one that says how long it is (255: all that is left).
 pub fn ipv6(data: &[u8]) {
     let config = Config { net6: Some(dhcp6::Config::default()), nat64: true, ..Config::default() };
-    let mut net = Network::new(Config { multicast: MulticastService::ALL.to_vec(), ..config.clone() });
+    let config = Config { multicast: MulticastService::ALL.to_vec(), ..config };
+    let mut net = Network::new(config.clone());
     let mut restricted = Network::new(Config { restrict: true, ..config });
     let mut now = Instant::from_micros(1_000_000);
     for port in 0..2 {
@@ -43,7 +44,17 @@ pub fn ipv6(data: &[u8]) {
         let frame = [&header.to_bytes()[..], packet].concat();
         let port = PortId(guest.into());
         check_restricted(&mut restricted, port, &frame, now);
-        match net.handle_frame(port, &frame[..], now) {
+        if control & 8 != 0 {
+            restricted.handle_timeout(now);
+        }
+        let mut frame = frame;
+        let mut verdict = net.handle_frame(port, &frame[..], now);
+        // Once at most: there is no fragment in what fragments make.
+        if let Verdict::Reassembled(whole) = verdict {
+            frame = whole;
+            verdict = net.handle_frame(port, &frame[..], now);
+        }
+        match verdict {
             Verdict::Ping { payload, .. }
             | Verdict::Udp { payload, .. }
             | Verdict::Dns { payload, .. }
@@ -58,7 +69,7 @@ pub fn ipv6(data: &[u8]) {
                 check_relayed(packet);
             }
             Verdict::Flood(_) => check_relayed(packet),
-            Verdict::Reassembled(_) => {}
+            Verdict::Reassembled(_) => panic!("a fragment in a packet of fragments"),
             Verdict::HandOver(_) => panic!("there is one worker"),
             Verdict::Keep { .. } | Verdict::Done | Verdict::Dropped(_) => {}
         }
@@ -87,6 +98,7 @@ fn check_restricted(net: &mut Network, port: PortId, frame: &[u8], now: Instant)
         Verdict::Udp { .. } | Verdict::Dns { .. } | Verdict::Tcp { .. } | Verdict::Ping { .. } => {
             panic!("it leaves")
         }
+        Verdict::Reassembled(whole) => check_restricted(net, port, &whole, now),
         _ => {}
     }
     while let Some(output) = net.poll_output(now) {
