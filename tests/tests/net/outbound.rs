@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Duration;
 
 use usernet_tests::wait::SOON;
 use usernet_tests::{Daemon, Node, Process, World, eventually, ip, peers};
@@ -279,13 +280,41 @@ fn flows_end_with_their_route_and_survive_what_leaves_them_one() {
 }
 
 #[test]
+fn flows_that_have_a_rule_of_their_own_survive_other_changes() {
+    let (world, node) = world();
+    let (port, connections) = node.run(|| who(&[]));
+    ip("route del default via 198.18.1.2 dev second");
+    ip(&format!("route del default via {PEER}"));
+    ip(&format!("route del {AFAR}/32 via {PEER}"));
+    ip(&format!("route add default via {PEER} table 100"));
+    ip("rule add ipproto tcp lookup 100");
+    let daemon = Daemon::start(&world, &[]);
+    let mut guest = daemon.spawn(&hold(AFAR, port));
+    guest.line_with("you are");
+    let mut end = connections.recv_timeout(SOON).unwrap();
+    ip("address add 203.0.113.5/32 dev second");
+    // Routes are looked at a second later.
+    thread::sleep(Duration::from_secs(2));
+    end.write_all(b"still here\n").unwrap();
+    guest.line_with("still here");
+    ip("rule del ipproto tcp lookup 100");
+    guest.line_with("ConnectionReset");
+}
+
+#[test]
 fn a_new_address_of_the_host_is_closed_to_guests_at_once() {
     let (world, _node) = world();
     let (port, _) = who(&["::"]);
-    let open = |daemon: &Daemon<'_>| daemon.exec(&format!("$PROBE connect 203.0.113.77:{port}")).stdout;
+    let open = |daemon: &Daemon<'_>, to: &str| daemon.exec(&format!("$PROBE connect {to}:{port}")).stdout;
     let closed = Daemon::start(&world, &["--no-host-loopback"]);
     ip("address add 203.0.113.77/32 dev lo");
-    assert_eq!(open(&closed), "ConnectionRefused\n");
+    assert_eq!(open(&closed, "203.0.113.77"), "ConnectionRefused\n");
+    // A whole network that is the host itself. Of changes in a row, the second is seen a moment later.
+    ip("route add local 203.0.112.0/24 dev lo");
+    eventually("it is closed", || (open(&closed, "203.0.112.7") == "ConnectionRefused\n").then_some(()));
     closed.terminate();
-    assert_eq!(open(&Daemon::start(&world, &[])), "connected\n");
+    let daemon = Daemon::start(&world, &[]);
+    for to in ["203.0.113.77", "203.0.112.7"] {
+        assert_eq!(open(&daemon, to), "connected\n", "{to}");
+    }
 }
