@@ -163,7 +163,9 @@ fn what_cannot_be_outbound_is_said_with_the_way_out() {
         (["--outbound-addr", "2001:db8::9"], "choose one of 2001:db8:a::1, 2001:db8:a::9, 2001:db8:b::1"),
         (["--outbound-addr", "127.0.0.1"], "nothing leaves this host by 127.0.0.1"),
         (["--outbound-addr", "second"], "named by --outbound-interface"),
-        (["--outbound-interface", "third"], "choose one of first, lo, second"),
+        (["--outbound-interface", "third"], "choose one of first, second"),
+        (["--outbound-interface", "lo"], "choose one of first, second"),
+        (["--outbound-addr", "192.0.2.255"], "choose one of 192.0.2.1"),
     ] {
         let outcome = world.run(&[&["exec"], &options[..], &["--", "true"]].concat());
         assert_eq!(outcome.code(), 2, "{outcome}");
