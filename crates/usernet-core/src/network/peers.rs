@@ -21,6 +21,6 @@ impl Peers {
 
     /// Whether the guest has sent to `addr`.
     pub(super) fn contains(&self, addr: IpAddr) -> bool {
-        self.0.contains(&addr.to_canonical())
+        self.0.contains(&addr)
     }
 }

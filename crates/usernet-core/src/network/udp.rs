@@ -263,7 +263,8 @@ impl Network {
         datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
-        let addr = origin.from.ip().to_canonical();
+        // The flow's socket speaks one kind of IP: there are no mapped addresses.
+        let addr = origin.from.ip();
         let entry = self.udp.get(flow).ok_or(DropReason::NoFlow)?;
         let port = entry.key.port;
         let expected = match &entry.flow.kind {
@@ -330,19 +331,18 @@ impl Network {
         datagrams: Datagrams,
         now: Instant,
     ) -> Result<(PortId, Headers), DropReason> {
-        let FlowKey { guest, peer, .. } = self.udp.get(flow).ok_or(DropReason::NoFlow)?.key;
-        let mut src = Endpoint { addr: self.guest_view(from.ip(), guest.addr), port: from.port() };
         self.udp.touch(flow);
+        let entry = self.udp.get(flow).ok_or(DropReason::NoFlow)?;
+        let FlowKey { guest, peer, .. } = entry.key;
+        let src = match (&entry.flow.kind, peer) {
+            (UdpKind::Forward { .. }, Some(peer)) => peer,
+            _ => Endpoint { addr: self.guest_view(from.ip(), guest.addr), port: from.port() },
+        };
         let gateway = self.mac;
         let entry = self.udp.get_mut(flow).ok_or(DropReason::NoFlow)?;
-        match (&entry.flow.kind, peer) {
-            // Answers do not keep open what lets in anybody.
-            (UdpKind::Multicast { .. }, _) => {}
-            (UdpKind::Forward { .. }, Some(peer)) => {
-                src = peer;
-                entry.flow.last_used = now;
-            }
-            _ => entry.flow.last_used = now,
+        // Answers do not keep open what lets in anybody.
+        if !matches!(entry.flow.kind, UdpKind::Multicast { .. }) {
+            entry.flow.last_used = now;
         }
         entry.flow.bytes_in += datagrams.len as u64;
         let ip = IpHeader { tos, ..IpHeader::new(src.addr, guest.addr, PROTOCOL_UDP) };

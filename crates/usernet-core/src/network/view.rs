@@ -29,9 +29,12 @@ impl Network {
             return nat64::embed(if addr.is_loopback() { self.config.gateway } else { addr }).into();
         }
         let on_link = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
-        let its_own = self.config.contains(addr);
-        let named = addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link && !its_own;
-        if named && !self.config.restrict { addr } else { self.config.gateway_of(guest) }
+        let named = addr.is_ipv4() == guest.is_ipv4() && !addr.is_loopback() && !on_link;
+        if named && !self.config.restrict && !self.config.contains(addr) {
+            addr
+        } else {
+            self.config.gateway_of(guest)
+        }
     }
 
     /// How a packet, with so many bytes behind its IP header, goes on. IPv6 takes for granted that 1280 bytes
