@@ -42,4 +42,4 @@ pub mod udp;
 pub use addresses::{Interface, addresses, interfaces, own};
 pub use datagram::{Envelope, Icmp, QueuedError, Received};
 pub use netlink::Netlink;
-pub use routes::{Path, Source, changes, has_address, interface, outward_interface_v6};
+pub use routes::{Path, Source, changes, interface, outward_interface_v6};

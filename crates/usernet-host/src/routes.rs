@@ -60,11 +60,6 @@ pub fn interface(name: &str) -> io::Result<u32> {
     Ok(index)
 }
 
-/// Whether `address` is one of this host's: sockets may be bound to it.
-pub fn has_address(address: IpAddr) -> bool {
-    probe(address).is_ok_and(|fd| net::bind(fd, &SocketAddr::new(address, 0)).is_ok())
-}
-
 /// The number of the interface by which IPv6 leaves for the world; none where it does not.
 pub fn outward_interface_v6() -> Option<u32> {
     // An address of the world, any: nothing is sent there.

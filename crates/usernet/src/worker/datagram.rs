@@ -155,7 +155,7 @@ impl Worker {
             && let Some(end) = self.udp_end(flow, to.ip(), 0, delivery.into())
             && end.leave_host_out().is_err()
         {
-            return;
+            return self.count_drop(flow, DropReason::UdpSend);
         }
         let mut leaving = Leaving::default();
         let via = UdpVia::Own { guest_port: 0 };
