@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, Id, Parser, Subcommand};
 use usernet::{Config, ForwardRule, IPV6_MIN_MTU, MulticastService, Net6, Outbound};
 
 use crate::Usage;
-use crate::listen::Endpoint;
+use crate::listen::{Endpoint, VhostUser};
 
 /// A network for virtual machines that needs no privilege on the host.
 ///
@@ -71,6 +71,13 @@ pub(crate) struct DaemonArgs {
     /// tried again.
     #[arg(long, value_name = "unix:PATH|tcp:ADDR:PORT")]
     pub(crate) connect: Vec<Endpoint>,
+    /// Listen for vhost-user front ends on a Unix socket; repeatable
+    ///
+    /// The guest's own rings are served, in memory that it shares: QEMU with a shared memory backend and
+    /// `-netdev vhost-user`, or User Mode Linux. PATH,queues=N offers so many pairs of queues, each served by
+    /// a worker of its own [default: 1].
+    #[arg(long, value_name = "PATH[,queues=N]")]
+    pub(crate) vhost_user: Vec<VhostUser>,
     /// Answer `usernet ctl` and HTTP on this Unix socket
     ///
     /// The default is a socket in the same folder as the default of --listen. Only its owner may

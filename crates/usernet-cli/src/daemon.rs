@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use usernet::Network;
 
 use crate::args::{ControlPath, DaemonArgs};
-use crate::listen::{Endpoint, Listener, keep_connected, welcome_guests};
+use crate::listen::{Endpoint, Listener, Speaks, VhostUser, keep_connected, welcome_guests};
 use crate::paths::{Folder, MadeFile, default_control, default_folder};
 use crate::{control, sys};
 
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
 
     // Dropped in reverse: the files before the folder that they are in.
     let mut listen = args.listen.clone();
-    let nowhere = listen.is_empty() && args.connect.is_empty();
+    let nowhere = listen.is_empty() && args.connect.is_empty() && args.vhost_user.is_empty();
     let _folder = (nowhere || args.control.is_none()).then(|| Folder::make(default_folder())).transpose()?;
     if nowhere {
         listen.push(Endpoint::Unix(default_folder().join("guest.sock")));
@@ -43,6 +43,12 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     for endpoint in &listen {
         let (listener, file) = Listener::bind(endpoint, "--listen")?;
         sockets.push(listener);
+        files.extend(file);
+    }
+    let mut vhost_user = Vec::new();
+    for VhostUser { path, queues } in &args.vhost_user {
+        let (listener, file) = Listener::bind(&Endpoint::Unix(path.clone()), "--vhost-user")?;
+        vhost_user.push((listener, Speaks::VhostUser(*queues)));
         files.extend(file);
     }
     let control = bind_control(args.control.as_ref(), &mut files)?;
@@ -55,7 +61,10 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     let handle = network.handle();
     let _runtime = handle.runtime().enter();
     for listener in sockets {
-        tokio::spawn(welcome_guests(listener.accept()?, handle.clone()));
+        tokio::spawn(welcome_guests(listener.accept()?, Speaks::Frames, handle.clone()));
+    }
+    for (listener, speaks) in vhost_user {
+        tokio::spawn(welcome_guests(listener.accept()?, speaks, handle.clone()));
     }
     for endpoint in &args.connect {
         tokio::spawn(keep_connected(endpoint.clone(), handle.clone()));

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
@@ -86,6 +87,37 @@ impl Endpoint {
             "-netdev stream,id=net0,server=off,addr.type={address}{quoted} -device virtio-net-pci,netdev=net0{host_mtu}"
         )
     }
+}
+
+/// Where vhost-user front ends come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VhostUser {
+    pub(crate) path: PathBuf,
+    pub(crate) queues: NonZeroU16,
+}
+
+impl FromStr for VhostUser {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (path, queues) = match text.rsplit_once(",queues=") {
+            Some((path, queues)) => (path, queues.parse().map_err(|_| "queues= wants a number from 1 on")?),
+            None => (text, NonZeroU16::MIN),
+        };
+        if path.is_empty() {
+            return Err("a vhost-user socket is a path, such as /tmp/guest.sock");
+        }
+        Ok(Self { path: path.into(), queues })
+    }
+}
+
+/// What a guest at a socket speaks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Speaks {
+    /// QEMU's framing.
+    Frames,
+    /// vhost-user, with so many pairs of queues.
+    VhostUser(NonZeroU16),
 }
 
 /// A socket that is bound and not yet served.
@@ -190,8 +222,8 @@ impl Acceptor {
 }
 
 /// Plugs in every guest that connects.
-pub(crate) async fn welcome_guests(mut acceptor: Acceptor, handle: Handle) {
-    let mut guests = Guests { handle, endpoint: acceptor.endpoint.clone(), count: 0 };
+pub(crate) async fn welcome_guests(mut acceptor: Acceptor, speaks: Speaks, handle: Handle) {
+    let mut guests = Guests { handle, speaks, endpoint: acceptor.endpoint.clone(), count: 0 };
     loop {
         let socket = acceptor.next().await;
         if let Err(error) = guests.plug_in(socket) {
@@ -205,7 +237,7 @@ pub(crate) async fn keep_connected(endpoint: Endpoint, handle: Handle) {
     let (shortest, longest) = CONNECT_RETRY;
     let mut delay = shortest;
     let mut complained = false;
-    let mut guests = Guests { handle, endpoint, count: 0 };
+    let mut guests = Guests { handle, speaks: Speaks::Frames, endpoint, count: 0 };
     loop {
         let started = Instant::now();
         let port = match guests.endpoint.connect().await {
@@ -234,6 +266,7 @@ pub(crate) async fn keep_connected(endpoint: Endpoint, handle: Handle) {
 /// The guests that came by one socket.
 struct Guests {
     handle: Handle,
+    speaks: Speaks,
     endpoint: Endpoint,
     count: u64,
 }
@@ -242,7 +275,10 @@ impl Guests {
     fn plug_in(&mut self, socket: OwnedFd) -> Result<u32> {
         self.count += 1;
         let name = format!("{}#{}", self.endpoint, self.count);
-        Ok(self.handle.attach(StreamLink::new(socket)?, &name)?)
+        Ok(match self.speaks {
+            Speaks::Frames => self.handle.attach(StreamLink::new(socket)?, &name)?,
+            Speaks::VhostUser(queues) => self.handle.attach_vhost_user(socket.into(), queues, &name)?,
+        })
     }
 }
 

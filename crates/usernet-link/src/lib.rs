@@ -9,6 +9,8 @@ mod inspect;
 pub mod segment;
 pub mod stream;
 pub mod tap;
+pub mod vhost_user;
+pub mod virtio;
 pub mod vnet;
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -20,7 +22,7 @@ use usernet_core::offload::{Capabilities, Offload};
 
 /// A guest's place to plug in: both halves of a link.
 pub struct Link {
-    /// What kind of link it is, for tables and logs: `stream`, `tap`.
+    /// What kind of link it is, for tables and logs: `stream`, `tap`, `vhost-user`.
     pub kind: &'static str,
     /// Frames from the guest.
     pub rx: Box<dyn LinkRx>,
@@ -74,6 +76,11 @@ pub trait LinkRx: Send {
     fn dropped(&self) -> u64 {
         0
     }
+
+    /// Why nothing comes or goes until the guest does something about it, if so.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// One frame of a batch.
@@ -99,10 +106,24 @@ impl FrameBytes for RxFrame<'_> {
     }
 }
 
+/// How a descriptor tells that a link has room again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoomTold {
+    /// It is writable: bytes are written to it.
+    Writable,
+    /// It is readable: the guest has said so.
+    Readable,
+}
+
 /// The half of a link that gives frames to the guest.
 pub trait LinkTx: Send {
-    /// What to poll for writability after [`LinkTx::flush`] returned `false` or there was no room.
+    /// What to poll after [`LinkTx::flush`] returned `false` or there was no room.
     fn as_fd(&self) -> BorrowedFd<'_>;
+
+    /// What to poll it for.
+    fn room_told_by(&self) -> RoomTold {
+        RoomTold::Writable
+    }
 
     /// What the link finishes by itself. Frames that ask for more are finished in software first,
     /// by the link.

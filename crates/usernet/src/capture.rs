@@ -22,7 +22,7 @@ use pcap_file::pcapng::blocks::interface_description::{
 };
 use pcap_file::{DataLink, PcapError};
 use usernet_core::offload::{Capabilities, Offload};
-use usernet_link::{Link, LinkError, LinkRx, LinkTx};
+use usernet_link::{Link, LinkError, LinkRx, LinkTx, RoomTold};
 
 /// Records on their way to the file: at most 64 MiB of super-frames.
 const QUEUE: usize = 1024;
@@ -161,6 +161,10 @@ impl LinkRx for CapturedRx {
     fn dropped(&self) -> u64 {
         self.rx.dropped()
     }
+
+    fn trouble(&self) -> Option<String> {
+        self.rx.trouble()
+    }
 }
 
 /// Lends room of its own and sends what was put there as whole frames, since it must see them.
@@ -184,6 +188,10 @@ impl CapturedTx {
 impl LinkTx for CapturedTx {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tx.as_fd()
+    }
+
+    fn room_told_by(&self) -> RoomTold {
+        self.tx.room_told_by()
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -1,14 +1,17 @@
 //! The handle on a running network.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
 use usernet_core::port::PortId;
-use usernet_link::Link;
+use usernet_link::{Link, vhost_user};
 
 use crate::core_config::guest_config;
 use crate::roster::Roster;
@@ -75,6 +78,27 @@ impl Handle {
             }
         }
         Ok(port.0)
+    }
+
+    /// Plugs in the guest of the vhost-user front end at the other end of `stream`, with as many pairs of
+    /// queues as `queues` says, each served by a worker of its own. Returns its port. A thread holds the
+    /// conversation for as long as both are there.
+    ///
+    /// # Errors
+    /// As for [`Handle::attach_queues`]; or no descriptor or thread is left.
+    pub fn attach_vhost_user(
+        &self,
+        stream: UnixStream,
+        queues: NonZeroU16,
+        name: &str,
+    ) -> Result<u32, Error> {
+        let failed = |error| Error::Io { what: "cannot make a vhost-user device".into(), error };
+        let (links, session) = vhost_user::device(stream, queues, self.config.mtu).map_err(failed)?;
+        let port = self.attach_queues(links, name)?;
+        // Its end is the links' end, which the network tells of. Without a thread, it ends right here.
+        let run = move || drop(session.run());
+        thread::Builder::new().name(format!("vhost-user {port}")).spawn(run).map_err(failed)?;
+        Ok(port)
     }
 
     /// Unplugs a guest.

@@ -11,7 +11,7 @@ pub struct PortInfo {
     pub port: u32,
     /// What it was called when it was attached.
     pub name: String,
-    /// The kind of link: `stream`, `tap`.
+    /// The kind of link: `stream`, `tap`, `vhost-user`.
     pub kind: String,
     /// The addresses that the network knows of it: those that it leases, that it made itself (SLAAC), and
     /// that it was given by hand.
@@ -26,6 +26,8 @@ pub struct PortInfo {
     pub tx_bytes: u64,
     /// Frames of this guest that were dropped.
     pub drops: u64,
+    /// Why nothing moves until the guest sets its device up anew, if so: it has made this mistake.
+    pub trouble: Option<String>,
 }
 
 impl PortInfo {

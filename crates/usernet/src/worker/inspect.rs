@@ -24,6 +24,7 @@ impl Worker {
                 rx_bytes: entry.rx_bytes,
                 tx_frames: entry.tx_frames,
                 tx_bytes: entry.tx_bytes,
+                trouble: entry.trouble(),
                 drops: counted.drops.iter().map(|(_, count)| count).sum::<u64>() + entry.link_drops(),
             })
         };

@@ -12,7 +12,7 @@ use usernet_core::port::PortId;
 use usernet_core::table::FlowId;
 use usernet_core::wire::{self, Headers};
 use usernet_host::epoll::Interest;
-use usernet_link::{Link, LinkError, LinkRx, LinkTx, RxFrame, segment};
+use usernet_link::{Link, LinkError, LinkRx, LinkTx, RoomTold, RxFrame, segment};
 
 use super::datagram::Leaving;
 use super::stream::Gathered;
@@ -317,7 +317,11 @@ impl Worker {
                 if !std::mem::replace(&mut entry.full, true) {
                     self.parts.core.set_link_busy(port, true);
                     let token = token::TX | u64::from(port.0);
-                    if let Err(error) = self.parts.poll.add(entry.tx.as_fd(), token, Interest::Write) {
+                    let interest = match entry.tx.room_told_by() {
+                        RoomTold::Writable => Interest::Write,
+                        RoomTold::Readable => Interest::ReadLevel,
+                    };
+                    if let Err(error) = self.parts.poll.add(entry.tx.as_fd(), token, interest) {
                         self.link_ended(port, &error.into());
                         return None;
                     }
@@ -460,6 +464,11 @@ impl Port {
     /// Frames that the link itself has dropped: what a device would not take, or nobody could cut.
     pub(super) fn link_drops(&self) -> u64 {
         self.rx.as_ref().map_or(0, |rx| rx.link.dropped()) + self.tx.dropped()
+    }
+
+    /// Why nothing moves, if so.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.rx.as_ref().and_then(|rx| rx.link.trouble())
     }
 
     /// Remembers a flow that waits for room.

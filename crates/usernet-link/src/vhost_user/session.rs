@@ -1,0 +1,480 @@
+//! The conversation with a front end: features, memory, and where the rings are.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::FileType;
+
+use super::message::{Channel, Message, wait};
+use crate::virtio::{ControlQueue, Device, Memory, Region, RegionLayout, RingLayout, feature};
+
+/// Requests of a front end, by their numbers.
+mod request {
+    pub(super) const GET_FEATURES: u32 = 1;
+    pub(super) const SET_FEATURES: u32 = 2;
+    pub(super) const SET_OWNER: u32 = 3;
+    pub(super) const RESET_OWNER: u32 = 4;
+    pub(super) const SET_MEM_TABLE: u32 = 5;
+    pub(super) const SET_VRING_NUM: u32 = 8;
+    pub(super) const SET_VRING_ADDR: u32 = 9;
+    pub(super) const SET_VRING_BASE: u32 = 10;
+    pub(super) const GET_VRING_BASE: u32 = 11;
+    pub(super) const SET_VRING_KICK: u32 = 12;
+    pub(super) const SET_VRING_CALL: u32 = 13;
+    pub(super) const SET_VRING_ERR: u32 = 14;
+    pub(super) const GET_PROTOCOL_FEATURES: u32 = 15;
+    pub(super) const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub(super) const GET_QUEUE_NUM: u32 = 17;
+    pub(super) const SET_VRING_ENABLE: u32 = 18;
+    pub(super) const SEND_RARP: u32 = 19;
+    pub(super) const NET_SET_MTU: u32 = 20;
+    pub(super) const SET_BACKEND_REQ_FD: u32 = 21;
+    pub(super) const GET_CONFIG: u32 = 24;
+    pub(super) const SET_CONFIG: u32 = 25;
+    pub(super) const RESET_DEVICE: u32 = 34;
+    pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub(super) const ADD_MEM_REG: u32 = 37;
+    pub(super) const REM_MEM_REG: u32 = 38;
+    pub(super) const SET_STATUS: u32 = 39;
+    pub(super) const GET_STATUS: u32 = 40;
+}
+
+/// That there are protocol features: a bit beside those of the device.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// Protocol features, as bits.
+mod protocol {
+    pub(super) const MQ: u64 = 1 << 0;
+    pub(super) const RARP: u64 = 1 << 2;
+    pub(super) const REPLY_ACK: u64 = 1 << 3;
+    pub(super) const NET_MTU: u64 = 1 << 4;
+    pub(super) const BACKEND_REQ: u64 = 1 << 5;
+    pub(super) const CONFIG: u64 = 1 << 9;
+    pub(super) const RESET_DEVICE: u64 = 1 << 13;
+    pub(super) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+    pub(super) const STATUS: u64 = 1 << 16;
+
+    pub(super) const OFFERED: u64 =
+        MQ | RARP | REPLY_ACK | NET_MTU | BACKEND_REQ | CONFIG | RESET_DEVICE | CONFIGURE_MEM_SLOTS | STATUS;
+}
+
+/// In the device's status (virtio 1.2 §2.1): the guest has to reset it.
+const NEEDS_RESET: u64 = 64;
+
+/// Parts of the guest's memory at most: more than QEMU has slots for.
+const MAX_REGIONS: usize = 509;
+
+/// Why a conversation has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// What the front end said made no sense.
+    #[error("the front end's message {request} makes no sense: {reason}")]
+    Message {
+        /// The message's number.
+        request: u32,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What the driver asks by the control queue cannot be done.
+    #[error("the queues cannot be set up as the driver asks: {reason}")]
+    Control {
+        /// Why.
+        reason: String,
+    },
+    /// The connection has failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A queue, as the front end describes it.
+#[derive(Debug, Default)]
+struct Described {
+    layout: RingLayout,
+    base: u16,
+    kick: Option<OwnedFd>,
+    enabled: bool,
+    /// Whether it moves.
+    runs: bool,
+}
+
+/// A conversation with a front end about one device.
+#[derive(Debug)]
+pub struct Session {
+    channel: Channel,
+    device: Device,
+    mtu: u16,
+    /// Those of the device, and a control queue.
+    queues: Vec<Described>,
+    control: ControlQueue,
+    features: u64,
+    protocol: u64,
+    status: u64,
+    memory: Memory,
+    /// Where interrupts could be told of in other ways; kept open, since some front ends need it.
+    back_channel: Option<File>,
+}
+
+/// The answer to a message that has one, or why it cannot be.
+type Outcome = Result<Option<Vec<u8>>, String>;
+
+impl Session {
+    pub(super) fn new(stream: UnixStream, device: Device, mtu: u16) -> io::Result<Self> {
+        let queues = (0..=device.queues()).map(|_| Described::default()).collect();
+        Ok(Self {
+            channel: Channel::new(stream)?,
+            device,
+            mtu,
+            queues,
+            control: ControlQueue::default(),
+            features: 0,
+            protocol: 0,
+            status: 0,
+            memory: Memory::default(),
+            back_channel: None,
+        })
+    }
+
+    /// Answers the front end until it goes, or a link of the device does. The other links end with that.
+    ///
+    /// # Errors
+    /// It said something that makes no sense, or the connection has failed.
+    pub fn run(mut self) -> Result<(), SessionError> {
+        let outcome = self.answer_all();
+        self.device.end(outcome.as_ref().err().map(ToString::to_string).as_deref());
+        outcome
+    }
+
+    fn answer_all(&mut self) -> Result<(), SessionError> {
+        loop {
+            let [said, kicked] = self.wait()?;
+            if kicked {
+                self.serve_control()?;
+            }
+            if said && !self.answer()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for the front end to say something or to go, and for the guest to kick the control queue:
+    /// returns which has happened.
+    fn wait(&self) -> io::Result<[bool; 2]> {
+        let kick = self.control.kick();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.channel.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.device.ended(), PollFlags::IN),
+        ];
+        fds.extend(kick.map(|kick| PollFd::from_borrowed_fd(kick, PollFlags::IN)));
+        wait(&mut fds)?;
+        let ready = |index| fds.get(index).is_some_and(|fd: &PollFd<'_>| !fd.revents().is_empty());
+        Ok([ready(0) || ready(1), ready(2)])
+    }
+
+    /// Answers a message; `false` when there is none any more.
+    fn answer(&mut self) -> Result<bool, SessionError> {
+        let Some(mut message) = self.channel.receive(self.device.ended())? else { return Ok(false) };
+        let request = message.request;
+        let files = std::mem::take(&mut message.files);
+        let outcome = self.handle(&message, files);
+        tracing::trace!(request, ?outcome, "vhost-user");
+        let acknowledged = message.need_reply && self.protocol & protocol::REPLY_ACK != 0;
+        let answer = match outcome {
+            Ok(Some(answer)) => answer,
+            Ok(None) if acknowledged => 0_u64.to_le_bytes().into(),
+            Ok(None) => return Ok(true),
+            Err(reason) if acknowledged => {
+                tracing::warn!(request, reason, "refused what a vhost-user front end asks");
+                1_u64.to_le_bytes().into()
+            }
+            Err(reason) => return Err(SessionError::Message { request, reason }),
+        };
+        self.channel.reply(request, &answer, self.device.ended())?;
+        Ok(true)
+    }
+
+    fn handle(&mut self, message: &Message, files: Vec<File>) -> Outcome {
+        match message.request {
+            request::GET_FEATURES => return word(self.offered()),
+            request::SET_FEATURES => self.set_features(message.u64(0)?)?,
+            // What the guest's MAC address is, we learn from its frames; and it has its MTU from us.
+            request::SET_OWNER | request::SEND_RARP | request::SET_CONFIG | request::NET_SET_MTU => {}
+            request::RESET_OWNER | request::RESET_DEVICE => self.reset()?,
+            request::GET_PROTOCOL_FEATURES => return word(protocol::OFFERED),
+            request::SET_PROTOCOL_FEATURES => self.protocol = message.u64(0)? & protocol::OFFERED,
+            request::GET_QUEUE_NUM => return word(self.device.queues() as u64 / 2),
+            request::SET_MEM_TABLE => self.set_memory(message, &files)?,
+            request::ADD_MEM_REG => self.add_region(message, &files)?,
+            request::REM_MEM_REG => self.remove_region(message)?,
+            request::GET_MAX_MEM_SLOTS => return word(MAX_REGIONS as u64),
+            request::SET_VRING_NUM => {
+                let size = message.u32(1)?;
+                let size = u16::try_from(size).map_err(|_| format!("a ring of {size} descriptors"))?;
+                self.queue(message)?.layout.size = size;
+            }
+            request::SET_VRING_ADDR => self.set_address(message)?,
+            request::SET_VRING_BASE => {
+                let base = message.u32(1)?;
+                self.queue(message)?.base = u16::try_from(base).map_err(|_| format!("a base of {base}"))?;
+            }
+            request::GET_VRING_BASE => return self.get_base(message),
+            request::SET_VRING_KICK => self.set_kick(message, files)?,
+            request::SET_VRING_CALL => {
+                let (index, call) = self.file(message, files)?;
+                if self.is_control(index) {
+                    self.control.set_call(call);
+                } else {
+                    self.device.set_call(index, call).map_err(text)?;
+                }
+            }
+            request::SET_VRING_ERR => {
+                let (index, err) = self.file(message, files)?;
+                if !self.is_control(index) {
+                    self.device.set_err(index, err).map_err(text)?;
+                }
+            }
+            request::SET_VRING_ENABLE => {
+                self.queue(message)?.enabled = message.u32(1)? != 0;
+                self.apply()?;
+            }
+            request::SET_BACKEND_REQ_FD => self.back_channel = files.into_iter().next(),
+            request::GET_CONFIG => return self.config_space(message),
+            request::SET_STATUS => {
+                self.status = message.u64(0)?;
+                if self.status == 0 {
+                    self.reset()?;
+                }
+            }
+            request::GET_STATUS => {
+                let broken = if self.device.trouble().is_some() { NEEDS_RESET } else { 0 };
+                return word(self.status | broken);
+            }
+            _ => return Err("it is not known here".into()),
+        }
+        Ok(None)
+    }
+
+    fn offered(&self) -> u64 {
+        // One pair leaves nothing to control.
+        let several = if self.device.queues() > 2 { feature::MQ | feature::CTRL_VQ } else { 0 };
+        feature::DEVICE | feature::MTU | feature::STATUS | several | PROTOCOL_FEATURES
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    /// Which queue is the control queue, where the front end leaves that to us (virtio 1.2 §5.1.2).
+    fn is_control(&self, index: usize) -> bool {
+        let last = if self.has(feature::MQ) { self.device.queues() } else { 2 };
+        self.has(feature::CTRL_VQ) && index == last
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<(), String> {
+        let strange = features & !self.offered();
+        if strange != 0 {
+            return Err(format!("features {strange:#x} were not offered"));
+        }
+        self.features = features;
+        self.device.set_features(features);
+        let (event_idx, indirect) = (self.has(feature::EVENT_IDX), self.has(feature::INDIRECT_DESC));
+        for queue in &mut self.queues {
+            (queue.layout.event_idx, queue.layout.indirect) = (event_idx, indirect);
+        }
+        Ok(())
+    }
+
+    /// All queues rest, as at the start.
+    fn reset(&mut self) -> Result<(), String> {
+        for queue in &mut self.queues {
+            (queue.kick, queue.enabled) = (None, false);
+        }
+        self.apply()?;
+        self.queues.iter_mut().for_each(|queue| queue.base = 0);
+        Ok(())
+    }
+
+    fn set_memory(&mut self, message: &Message, files: &[File]) -> Result<(), String> {
+        let count = message.u32(0)? as usize;
+        if count != files.len() {
+            return Err(format!("{count} regions and {} descriptors", files.len()));
+        }
+        let mut memory = Memory::default();
+        for (index, file) in files.iter().enumerate() {
+            map(&mut memory, message, 1 + 4 * index, file)?;
+        }
+        self.memory = memory;
+        self.remap()
+    }
+
+    fn add_region(&mut self, message: &Message, files: &[File]) -> Result<(), String> {
+        let [file] = files else { return Err(format!("a region with {} descriptors", files.len())) };
+        if self.memory.regions() >= MAX_REGIONS {
+            return Err(format!("more than {MAX_REGIONS} regions"));
+        }
+        map(&mut self.memory, message, 1, file)?;
+        self.remap()
+    }
+
+    fn remove_region(&mut self, message: &Message) -> Result<(), String> {
+        self.memory.remove(layout(message, 1)?).ok_or("there is no such region")?;
+        self.remap()
+    }
+
+    /// Hands changed memory to the queues, whose rings may lie elsewhere now.
+    fn remap(&mut self) -> Result<(), String> {
+        self.control.remap(&self.memory).map_err(text)?;
+        self.device.set_memory(&self.memory).map_err(text)
+    }
+
+    fn set_address(&mut self, message: &Message) -> Result<(), String> {
+        if message.u32(1)? != 0 {
+            return Err("dirty pages are not logged here".into());
+        }
+        let (descriptors, used, available) = (message.u64(1)?, message.u64(2)?, message.u64(3)?);
+        let queue = self.queue(message)?;
+        queue.layout = RingLayout { descriptors, used, available, ..queue.layout };
+        Ok(())
+    }
+
+    fn set_kick(&mut self, message: &Message, files: Vec<File>) -> Result<(), String> {
+        let (index, kick) = self.file(message, files)?;
+        let kick = kick.ok_or("a queue without a descriptor to kick")?;
+        // Without protocol features, a queue is enabled from the start.
+        let enabled = !self.has(PROTOCOL_FEATURES);
+        self.stop(index)?;
+        let queue = self.described(index)?;
+        queue.kick = Some(kick);
+        queue.enabled |= enabled;
+        self.apply()
+    }
+
+    fn get_base(&mut self, message: &Message) -> Outcome {
+        let index = message.u32(0)?;
+        self.queue(message)?.kick = None;
+        self.apply()?;
+        let base = u32::from(self.queue(message)?.base);
+        Ok(Some([index, base].into_iter().flat_map(u32::to_le_bytes).collect()))
+    }
+
+    /// Starts the queues that are to move, and has the others rest.
+    fn apply(&mut self) -> Result<(), String> {
+        for index in 0..self.queues.len() {
+            let control = self.is_control(index);
+            let used = control || (index < self.device.queues() && self.control.uses(index / 2));
+            let Some(queue) = self.queues.get(index) else { break };
+            let runs = used && queue.kick.is_some() && (queue.enabled || control);
+            if runs && !queue.runs {
+                self.start(index)?;
+            } else if !runs {
+                self.stop(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, index: usize) -> Result<(), String> {
+        let control = self.is_control(index);
+        let queue = self.described(index)?;
+        let Some(kick) = &queue.kick else { return Ok(()) };
+        let kick = kick.try_clone().map_err(text)?;
+        let (layout, base) = (queue.layout, queue.base);
+        queue.runs = true;
+        if control {
+            self.control.start(layout, &self.memory, base, kick).map_err(text)?;
+            // Until the driver says otherwise, only the first pair moves.
+            return self.apply();
+        }
+        self.device.start(index, layout, base, kick).map_err(text)
+    }
+
+    fn stop(&mut self, index: usize) -> Result<(), String> {
+        let control = self.is_control(index);
+        if !self.queues.get_mut(index).is_some_and(|queue| std::mem::take(&mut queue.runs)) {
+            return Ok(());
+        }
+        let base = if control { self.control.stop() } else { Some(self.device.stop(index).map_err(text)?) };
+        let queue = self.described(index)?;
+        queue.base = base.unwrap_or(queue.base);
+        Ok(())
+    }
+
+    /// Does what the driver asks by the control queue.
+    fn serve_control(&mut self) -> Result<(), SessionError> {
+        let most = self.device.queues() / 2;
+        if let Err(error) = self.control.serve(&self.memory, most) {
+            self.device.break_down(&error);
+        }
+        self.apply().map_err(|reason| SessionError::Control { reason })
+    }
+
+    fn config_space(&self, message: &Message) -> Outcome {
+        let (offset, size) = (message.u32(0)? as usize, message.u32(1)? as usize);
+        let mut space = [0; 256];
+        let pairs = u16::try_from(self.device.queues() / 2).unwrap_or(u16::MAX);
+        // mac (6), status (2): the cable is plugged in, max_virtqueue_pairs (2), mtu (2)
+        let fields = [1, pairs, self.mtu].into_iter().flat_map(u16::to_le_bytes);
+        space.iter_mut().skip(6).zip(fields).for_each(|(to, from)| *to = from);
+        let bytes = space.get(offset..offset.saturating_add(size));
+        let bytes = bytes.ok_or("it is beyond the configuration space")?;
+        let head = message.payload.get(..12).ok_or("it is too short")?;
+        Ok(Some([head, bytes].concat()))
+    }
+
+    /// The queue that a message is about.
+    fn queue(&mut self, message: &Message) -> Result<&mut Described, String> {
+        self.described(message.u32(0)? as usize)
+    }
+
+    fn described(&mut self, index: usize) -> Result<&mut Described, String> {
+        let there = index < self.device.queues() || self.is_control(index);
+        let queue = self.queues.get_mut(index).filter(|_| there);
+        queue.ok_or_else(|| format!("there is no queue {index}"))
+    }
+
+    /// The queue that a message with a descriptor is about, and the descriptor.
+    fn file(&self, message: &Message, files: Vec<File>) -> Result<(usize, Option<OwnedFd>), String> {
+        let word = message.u64(0)?;
+        // The number in the low byte; a bit says that no descriptor comes with it.
+        let file = files.into_iter().next().map(OwnedFd::from);
+        if file.is_none() != (word & 0x100 != 0) {
+            return Err("it has a descriptor, or none, and says otherwise".into());
+        }
+        if let Some(file) = &file {
+            check_bell(file)?;
+        }
+        Ok(((word & 0xff) as usize, file))
+    }
+}
+
+/// Checks that a descriptor to notify or interrupt by cannot make us wait, whatever is at its other end.
+fn check_bell(file: &OwnedFd) -> Result<(), String> {
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(file).map_err(text)?.st_mode);
+    // An eventfd has no type.
+    if !matches!(kind, FileType::Fifo | FileType::Socket | FileType::Unknown) {
+        return Err(format!("{kind:?} cannot notify: an eventfd, a pipe or a socket was expected"));
+    }
+    rustix::io::ioctl_fionbio(file, true).map_err(text)
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+fn word(word: u64) -> Outcome {
+    Ok(Some(word.to_le_bytes().to_vec()))
+}
+
+/// The place of a region, from the payload's 64-bit word `at` on.
+fn layout(message: &Message, at: usize) -> Result<RegionLayout, String> {
+    let word = |index| message.u64(at + index);
+    Ok(RegionLayout { guest: word(0)?, len: word(1)?, rings: word(2)?, offset: word(3)? })
+}
+
+fn map(memory: &mut Memory, message: &Message, at: usize, file: &File) -> Result<(), String> {
+    let region = Region::map(layout(message, at)?, file)
+        .map_err(|error| format!("memory cannot be mapped: {error}"))?;
+    memory.add(region).ok_or_else(|| "regions overlap".to_owned())
+}

@@ -1,0 +1,259 @@
+//! A guest's memory, as it is shared with us: the file of this crate with `unsafe` in it.
+//!
+//! # Invariants
+//!
+//! 1. Every pointer that is used lies in a mapping that a [`Region`] owns, with all the bytes that are
+//!    touched: [`Region::pointer`] is the only place that makes one, and it checks both ends.
+//! 2. A mapping lives as long as anything that points into it: a [`Window`] holds the [`Region`], and a
+//!    slice borrows the [`Memory`] or the window that it came from.
+//! 3. The guest writes to its memory whenever it likes. So no reference to a value in it is made, but for
+//!    the slices of bytes that system calls and copies get; every field is read once, by a volatile or
+//!    atomic access of its natural alignment, and what was read is checked, not what lies there.
+//! 4. A mapping is shared and writable. What it maps may have been cut short: a system call that meets the
+//!    hole fails with `EFAULT`, an access of ours is mended by the handler in `fault.rs`.
+
+#![expect(unsafe_code, reason = "the guest's memory is no Rust object")]
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use rustix::io::Result;
+use rustix::mm::{self, MapFlags, ProtFlags};
+
+/// Where one part of the guest's memory lies: for the guest, for the front end, and in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionLayout {
+    /// Its first address for the guest's devices.
+    pub guest: u64,
+    /// Its first address where rings are named: in the front end's process for vhost-user. A VMM that names
+    /// them by guest addresses says the same as above.
+    pub rings: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where it begins in the file that is mapped.
+    pub offset: u64,
+}
+
+impl RegionLayout {
+    /// Whether another is in the same place; where in the file that is does not matter.
+    fn is_at(self, other: Self) -> bool {
+        (self.guest, self.rings, self.len) == (other.guest, other.rings, other.len)
+    }
+}
+
+/// A mapped part of the guest's memory.
+#[derive(Debug)]
+pub struct Region {
+    layout: RegionLayout,
+    /// The whole mapping, from the start of the file.
+    base: NonNull<c_void>,
+    mapped: usize,
+    /// Where the region begins in the mapping.
+    start: usize,
+}
+
+// SAFETY: it is memory of other processes as much as of ours; every access to it is volatile, atomic, or a
+// system call's, whichever thread makes it.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Maps a region of `file`.
+    ///
+    /// # Errors
+    /// It has no length, or does not fit an address space, or the file cannot be mapped.
+    pub fn map(layout: RegionLayout, file: &File) -> Result<Self> {
+        let end = layout.offset.checked_add(layout.len).filter(|_| layout.len > 0);
+        let mapped = end.and_then(|end| usize::try_from(end).ok()).ok_or(rustix::io::Errno::INVAL)?;
+        let start = usize::try_from(layout.offset).map_err(|_| rustix::io::Errno::INVAL)?;
+        let ends = [layout.guest.checked_add(layout.len), layout.rings.checked_add(layout.len)];
+        if ends.contains(&None) {
+            return Err(rustix::io::Errno::INVAL);
+        }
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses a place where nothing is mapped.
+        let base = unsafe { mm::mmap(ptr::null_mut(), mapped, access, flags, file, 0)? };
+        let base = NonNull::new(base).ok_or(rustix::io::Errno::NOMEM)?;
+        Ok(Self { layout, base, mapped, start })
+    }
+
+    /// Where it lies.
+    pub fn layout(&self) -> RegionLayout {
+        self.layout
+    }
+
+    /// A pointer to `len` bytes from `at` bytes after the start of the region, all of which lie in it.
+    fn pointer(&self, at: u64, len: usize) -> Option<NonNull<u8>> {
+        let end = at.checked_add(u64::try_from(len).ok()?)?;
+        if end > self.layout.len {
+            return None;
+        }
+        let offset = self.start + usize::try_from(at).ok()?;
+        // SAFETY: the region ends where the mapping does, and `offset` is not beyond its end.
+        Some(unsafe { self.base.cast::<u8>().add(offset) })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped with this length, and whatever points into it borrows or holds this.
+        let unmapped = unsafe { mm::munmap(self.base.as_ptr(), self.mapped) };
+        debug_assert!(unmapped.is_ok(), "what was mapped can be unmapped");
+    }
+}
+
+/// The memory of a guest: its regions, which do not overlap, by their guest addresses.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    regions: Vec<Arc<Region>>,
+}
+
+impl Memory {
+    /// Adds a region; `None` when it overlaps another one. The same may be added several times, as QEMU does
+    /// for each pair of queues, and is there until it was removed as often.
+    pub fn add(&mut self, region: Region) -> Option<()> {
+        let new = region.layout;
+        let apart = |from: u64, other: u64, len: u64| from + new.len <= other || other + len <= from;
+        let overlaps = self.regions.iter().map(|region| region.layout).any(|old| {
+            !old.is_at(new) && !(apart(new.guest, old.guest, old.len) && apart(new.rings, old.rings, old.len))
+        });
+        if overlaps {
+            return None;
+        }
+        let at = self.regions.partition_point(|other| other.layout.guest < new.guest);
+        self.regions.insert(at, Arc::new(region));
+        Some(())
+    }
+
+    /// Removes a region that is at this place; `None` when there is none.
+    pub fn remove(&mut self, layout: RegionLayout) -> Option<()> {
+        let at = self.regions.iter().position(|region| region.layout.is_at(layout))?;
+        self.regions.remove(at);
+        Some(())
+    }
+
+    /// How many regions there are.
+    pub fn regions(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// `len` bytes at a guest address, to read or write.
+    fn pointer(&self, guest: u64, len: usize) -> Option<NonNull<u8>> {
+        let at = self.regions.partition_point(|region| region.layout.guest <= guest).checked_sub(1)?;
+        let region = self.regions.get(at)?;
+        region.pointer(guest - region.layout.guest, len)
+    }
+
+    /// Whether `len` bytes at a guest address lie in one region.
+    pub(super) fn holds(&self, guest: u64, len: usize) -> bool {
+        self.pointer(guest, len).is_some()
+    }
+
+    /// The bytes at a guest address, for a system call or a copy.
+    pub(super) fn slice(&self, guest: u64, len: usize) -> Option<IoSlice<'_>> {
+        let pointer = self.pointer(guest, len)?;
+        // SAFETY: invariants 1 and 2; that the bytes change meanwhile is of no matter to who copies them.
+        Some(IoSlice::new(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), len) }))
+    }
+
+    /// The bytes at a guest address, for a system call or a copy to write to.
+    pub(super) fn slice_mut(&self, guest: u64, len: usize) -> Option<IoSliceMut<'_>> {
+        let pointer = self.pointer(guest, len)?;
+        // SAFETY: as above; whoever else writes there is the guest, or it gave us these bytes twice.
+        Some(IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(pointer.as_ptr(), len) }))
+    }
+
+    /// Copies bytes at a guest address into `to`; returns whether they lie in one region.
+    pub(super) fn read(&self, guest: u64, to: &mut [u8]) -> bool {
+        let Some(from) = self.pointer(guest, to.len()) else { return false };
+        // SAFETY: invariant 1; ours is not theirs, so the two do not overlap.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), to.len()) };
+        true
+    }
+
+    /// Copies `from` to a guest address; returns whether it lies in one region.
+    pub(super) fn write(&self, guest: u64, from: &[u8]) -> bool {
+        let Some(to) = self.pointer(guest, from.len()) else { return false };
+        // SAFETY: as above.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
+        true
+    }
+
+    /// `len` bytes at an address by which rings are named, aligned to `align`, to be looked at for long.
+    pub(super) fn window(&self, at: u64, len: usize, align: u64) -> Option<Window> {
+        let inside = |region: &&Arc<Region>| {
+            let RegionLayout { rings: start, len, .. } = region.layout;
+            start <= at && at - start < len
+        };
+        let region = self.regions.iter().find(inside)?;
+        let pointer = region.pointer(at - region.layout.rings, len)?;
+        (pointer.as_ptr().addr() as u64).is_multiple_of(align).then(|| Window {
+            region: Arc::clone(region),
+            pointer,
+            len,
+        })
+    }
+}
+
+/// A few bytes of a region that are looked at again and again: a part of a ring.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    /// Keeps the mapping.
+    #[expect(dead_code, reason = "it is only held")]
+    region: Arc<Region>,
+    pointer: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: as for the region that it points into.
+unsafe impl Send for Window {}
+
+impl Window {
+    /// A pointer to the `N` bytes at `at`.
+    ///
+    /// # Panics
+    /// They do not all lie in the window: a mistake of ours, since where to look follows from the ring's
+    /// size.
+    fn at<const N: usize>(&self, at: usize) -> *mut u8 {
+        assert!(at.checked_add(N).is_some_and(|end| end <= self.len), "an access stays in its window");
+        // SAFETY: just checked.
+        unsafe { self.pointer.as_ptr().add(at) }
+    }
+
+    /// Bytes at `at`.
+    pub(super) fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
+        let from = self.at::<N>(at).cast::<[u8; N]>();
+        // SAFETY: invariants 1 to 3; bytes have no alignment.
+        unsafe { from.read_volatile() }
+    }
+
+    /// Writes bytes at `at`.
+    pub(super) fn put<const N: usize>(&self, at: usize, bytes: [u8; N]) {
+        let to = self.at::<N>(at).cast::<[u8; N]>();
+        // SAFETY: as above.
+        unsafe { to.write_volatile(bytes) };
+    }
+
+    fn atomic(&self, at: usize) -> &AtomicU16 {
+        let field = self.at::<2>(at).cast::<u16>();
+        assert!(field.is_aligned(), "the fields of a ring are aligned as the ring is");
+        // SAFETY: in the window and aligned; the guest, too, writes it as a whole.
+        unsafe { AtomicU16::from_ptr(field) }
+    }
+
+    /// The little-endian field at `at`, before whatever it tells of is looked at.
+    pub(super) fn load(&self, at: usize) -> u16 {
+        u16::from_le(self.atomic(at).load(Ordering::Acquire))
+    }
+
+    /// Writes the little-endian field at `at`, after everything that it tells of.
+    pub(super) fn store(&self, at: usize, value: u16) {
+        self.atomic(at).store(value.to_le(), Ordering::Release);
+    }
+}

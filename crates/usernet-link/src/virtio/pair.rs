@@ -1,0 +1,328 @@
+//! A pair of queues: what the two halves of its link share, and how it is told of changes.
+//!
+//! The worker that has the link has the rings. The device makes every change by way of that worker
+//! ([`Pair::change`]), between two batches, so no ring is touched by two threads, and none after it was said
+//! to rest.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use usernet_core::offload::Capabilities;
+
+use super::from_guest::QueueRx;
+use super::memory::Memory;
+use super::ring::{Ring, RingError};
+use super::to_guest::QueueTx;
+use crate::{Link, LinkError};
+
+/// The numbers of a pair's queues.
+pub(super) const RECEIVE: usize = 0;
+pub(super) const TRANSMIT: usize = 1;
+
+/// One queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// None while it rests.
+    pub(super) ring: Option<Ring>,
+    /// Where it goes on after it has rested: the index of the first chain that was not given back.
+    base: u16,
+    /// Interrupts the guest.
+    pub(super) call: Option<OwnedFd>,
+    /// Tells the front end that the ring made no sense.
+    pub(super) err: Option<OwnedFd>,
+    /// Where the guest notifies us.
+    kick: Option<OwnedFd>,
+    /// Readable when the kick is: one descriptor for all kicks that come and go.
+    poll: OwnedFd,
+}
+
+impl Queue {
+    fn new() -> io::Result<Self> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Self { ring: None, base: 0, call: None, err: None, kick: None, poll })
+    }
+
+    /// Has the ring move.
+    ///
+    /// # Errors
+    /// The kick cannot be polled.
+    pub(super) fn start(&mut self, ring: Ring, kick: OwnedFd) -> io::Result<()> {
+        self.rest();
+        epoll::add(&self.poll, &kick, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
+        // The driver may have filled the ring before there was anybody to notify.
+        ring_bell(&kick);
+        (self.ring, self.kick) = (Some(ring), Some(kick));
+        Ok(())
+    }
+
+    /// Has the ring rest. Returns the index of the first chain that was not given back.
+    pub(super) fn rest(&mut self) -> u16 {
+        if let Some(ring) = self.ring.take() {
+            self.base = ring.base();
+        }
+        if let Some(kick) = self.kick.take() {
+            // Others have it as well, so closing it is not enough. It was added, so it can be removed.
+            let _ = epoll::delete(&self.poll, &kick);
+        }
+        self.base
+    }
+
+    /// Takes back that there was a notification, and asks for the next one. Returns whether there is
+    /// something new in the ring by now.
+    pub(super) fn await_kick(&mut self) -> Result<bool, RingError> {
+        if let Some(kick) = &self.kick {
+            drain(kick);
+        }
+        self.ring.as_mut().map_or(Ok(false), Ring::ask_for_notification)
+    }
+
+    /// Tells the guest what was given back.
+    pub(super) fn publish(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && ring.publish()
+            && let Some(call) = &self.call
+        {
+            ring_bell(call);
+        }
+    }
+
+    /// The ring in the memory as it is mapped now.
+    fn remap(&mut self, memory: &Memory) -> Result<(), RingError> {
+        if let Some(ring) = self.ring.take() {
+            self.base = ring.base();
+            self.ring = Some(ring.moved(memory)?);
+        }
+        Ok(())
+    }
+}
+
+/// What the halves of a link share.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) to_guest: Queue,
+    pub(super) from_guest: Queue,
+    pub(super) memory: Arc<Memory>,
+    /// What the guest's driver finishes by itself.
+    pub(super) takes: Capabilities,
+    /// Whether a frame to the guest may have several chains (`VIRTIO_NET_F_MRG_RXBUF`).
+    pub(super) mergeable: bool,
+    /// There is no device any more, and why.
+    pub(super) ended: Option<LinkError>,
+}
+
+impl State {
+    /// A queue by its number: even ones are receive queues, odd ones transmit queues (virtio 1.2 §5.1.2).
+    pub(super) fn queue(&mut self, number: usize) -> &mut Queue {
+        if number % 2 == RECEIVE { &mut self.to_guest } else { &mut self.from_guest }
+    }
+
+    fn rest(&mut self) {
+        self.to_guest.rest();
+        self.from_guest.rest();
+    }
+
+    /// Moves the rings to other memory.
+    ///
+    /// # Errors
+    /// One of them is not in it.
+    pub(super) fn remap(&mut self, memory: Arc<Memory>) -> Result<(), RingError> {
+        let moved = self.to_guest.remap(&memory).and(self.from_guest.remap(&memory));
+        self.memory = memory;
+        moved
+    }
+}
+
+/// Whether a device works, as all of its pairs see it.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    broken: AtomicBool,
+    why: Mutex<Option<String>>,
+    bells: Mutex<Vec<Arc<Bell>>>,
+}
+
+impl Health {
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    /// Why nothing moves, if so.
+    pub(super) fn why(&self) -> Option<String> {
+        lock(&self.why).clone()
+    }
+
+    pub(super) fn break_down(&self, error: &RingError) {
+        let mut why = lock(&self.why);
+        if why.is_none() {
+            tracing::warn!(%error, "a guest's ring makes no sense: its device rests until it is set up anew");
+            *why = Some(error.to_string());
+        }
+        self.broken.store(true, Ordering::Release);
+        lock(&self.bells).iter().for_each(|bell| bell.ring());
+    }
+
+    /// The guest sets the device up anew.
+    pub(super) fn mend(&self) {
+        *lock(&self.why) = None;
+        self.broken.store(false, Ordering::Release);
+    }
+}
+
+type Change = Box<dyn FnOnce(&mut State) + Send>;
+
+/// A pair of queues.
+#[derive(Debug)]
+pub(super) struct Pair {
+    /// Locked by the worker alone.
+    pub(super) state: Mutex<State>,
+    pub(super) health: Arc<Health>,
+    changes: Mutex<Changes>,
+    /// Rung when there is something to change; in the transmit queue's poll.
+    bell: Arc<Bell>,
+    /// Rung when the link has gone.
+    ended: Arc<Bell>,
+}
+
+/// What is to be changed.
+#[derive(Default)]
+struct Changes {
+    waiting: Vec<Change>,
+    /// There is nobody any more who would make them.
+    over: bool,
+}
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Changes").field("waiting", &self.waiting.len()).field("over", &self.over).finish()
+    }
+}
+
+impl Pair {
+    /// A pair whose queues rest, and its link. `ended` is rung when the link goes.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(super) fn new(health: Arc<Health>, ended: Arc<Bell>) -> io::Result<(Arc<Self>, Link)> {
+        let bell = Arc::new(Bell::new()?);
+        lock(&health.bells).push(Arc::clone(&bell));
+        let (to_guest, from_guest) = (Queue::new()?, Queue::new()?);
+        epoll::add(&from_guest.poll, &bell.fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        let (rx_poll, tx_poll) = (from_guest.poll.try_clone()?, to_guest.poll.try_clone()?);
+        let state = State {
+            to_guest,
+            from_guest,
+            memory: Arc::default(),
+            takes: Capabilities::default(),
+            mergeable: false,
+            ended: None,
+        };
+        let pair =
+            Arc::new(Self { state: Mutex::new(state), health, changes: Mutex::default(), bell, ended });
+        let link = Link {
+            kind: "vhost-user",
+            rx: Box::new(QueueRx::new(Arc::clone(&pair), rx_poll)),
+            tx: Box::new(QueueTx::new(Arc::clone(&pair), tx_poll)),
+        };
+        Ok((pair, link))
+    }
+
+    /// Has the worker make a change. When the link has gone, `change` is dropped as it is.
+    pub(super) fn change(&self, change: impl FnOnce(&mut State) + Send + 'static) {
+        let mut changes = lock(&self.changes);
+        if !changes.over {
+            changes.waiting.push(Box::new(change));
+            self.bell.ring();
+        }
+    }
+
+    /// Makes the changes that wait.
+    pub(super) fn make_changes(&self, state: &mut State) {
+        if !self.bell.hear() {
+            return;
+        }
+        for change in std::mem::take(&mut lock(&self.changes).waiting) {
+            change(state);
+        }
+        if self.health.is_broken() {
+            state.rest();
+        }
+    }
+
+    /// What came of using one of the queues. A guest that has made a mistake has all queues of its device
+    /// rest until it sets them up anew.
+    pub(super) fn or_break_down<T: Default>(
+        &self,
+        state: &mut State,
+        queue: usize,
+        outcome: Result<T, RingError>,
+    ) -> T {
+        outcome.unwrap_or_else(|error| {
+            self.health.break_down(&error);
+            if let Some(err) = &state.queue(queue).err {
+                ring_bell(err);
+            }
+            state.rest();
+            T::default()
+        })
+    }
+
+    /// The link has gone: nobody makes changes any more.
+    pub(super) fn end(&self) {
+        let mut changes = lock(&self.changes);
+        changes.over = true;
+        changes.waiting.clear();
+        self.ended.ring();
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What wakes somebody, who first looks at a flag.
+#[derive(Debug)]
+pub(super) struct Bell {
+    rung: AtomicBool,
+    fd: OwnedFd,
+}
+
+impl Bell {
+    pub(super) fn new() -> io::Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { rung: AtomicBool::new(false), fd })
+    }
+
+    pub(super) fn ring(&self) {
+        self.rung.store(true, Ordering::Release);
+        ring_bell(&self.fd);
+    }
+
+    /// Whether it was rung since the last time.
+    fn hear(&self) -> bool {
+        let rung = self.rung.swap(false, Ordering::AcqRel);
+        if rung {
+            drain(&self.fd);
+        }
+        rung
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Reads an eventfd back to 0.
+pub(super) fn drain(fd: impl AsFd) {
+    // There may be nothing to read.
+    let _ = rustix::io::read(fd, &mut [0; 8]);
+}
+
+/// Adds to an eventfd.
+pub(super) fn ring_bell(fd: impl AsFd) {
+    // It fails where it was rung 2^64 - 2 times and never read, or is no eventfd: nobody listens.
+    let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+}

@@ -1,0 +1,310 @@
+//! Frames into the guest's receive queue.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use usernet_core::frame::FrameBytes as _;
+use usernet_core::offload::{Capabilities, Checksum, Offload, SegmentKind};
+
+use super::memory::Memory;
+use super::pair::{Pair, RECEIVE, State, lock};
+use super::ring::{Buffer, Direction, RingError};
+use super::scattered::Scattered;
+use crate::segment::{MAX_HEADERS, finished};
+use crate::{LinkError, LinkTx, RoomTold, vnet};
+
+/// The longest frame, in bytes: a super-frame of 64 KiB behind an Ethernet header and a VLAN tag.
+pub(super) const MAX_FRAME: usize = 66 * 1024;
+/// Payload that one frame takes at most, in bytes: with the longest headers IP can still count it.
+const MAX_PAYLOAD: usize = 65_535 - MAX_HEADERS;
+
+/// The half of a link that has the receive queue.
+pub(super) struct QueueTx {
+    pair: Arc<Pair>,
+    poll: OwnedFd,
+    writer: Writer,
+}
+
+/// Puts frames into buffers of the guest's.
+#[derive(Default)]
+struct Writer {
+    memory: Arc<Memory>,
+    /// The chains that were taken, and not given back.
+    chains: Vec<Room>,
+    buffers: Vec<Buffer>,
+    lent: Lent,
+    /// Payload for a guest that takes no super-frames, allocated when there is such a one.
+    scratch: Vec<u8>,
+    /// There was no room: the guest's kick tells when there is.
+    starved: bool,
+    dropped: u64,
+}
+
+/// A chain of buffers to be filled.
+struct Room {
+    head: u16,
+    len: usize,
+}
+
+/// What room was lent.
+#[derive(Default)]
+enum Lent {
+    #[default]
+    Nothing,
+    /// The guest's own buffers, behind the virtio-net header and so many bytes of headers.
+    Buffers { header_len: usize, room: usize },
+    /// The scratch, since frames have to be cut for this guest.
+    Scratch { room: usize },
+}
+
+impl QueueTx {
+    pub(super) fn new(pair: Arc<Pair>, poll: OwnedFd) -> Self {
+        Self { pair, poll, writer: Writer::default() }
+    }
+}
+
+impl LinkTx for QueueTx {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.as_fd()
+    }
+
+    fn room_told_by(&self) -> RoomTold {
+        RoomTold::Readable
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        lock(&self.pair.state).takes
+    }
+
+    fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> Result<bool, LinkError> {
+        let state = &mut *lock(&self.pair.state);
+        self.writer.forget(state);
+        let put = self.writer.put(state, frame, offload);
+        Ok(self.pair.or_break_down(state, RECEIVE, put))
+    }
+
+    fn reserve<'a>(
+        &'a mut self,
+        header_len: usize,
+        segment: usize,
+        max: usize,
+        out: &mut Vec<IoSliceMut<'a>>,
+    ) -> usize {
+        let state = &mut *lock(&self.pair.state);
+        self.writer.forget(state);
+        let room = self.writer.reserve(state, header_len, segment, max.min(MAX_PAYLOAD));
+        let room = self.pair.or_break_down(state, RECEIVE, room);
+        self.writer.lend(room, out)
+    }
+
+    fn commit(&mut self, header: &[u8], len: usize, offload: Offload) -> Result<(), LinkError> {
+        let state = &mut *lock(&self.pair.state);
+        let committed = self.writer.commit(state, header, len, offload);
+        self.pair.or_break_down(state, RECEIVE, committed);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<bool, LinkError> {
+        let state = &mut *lock(&self.pair.state);
+        self.writer.forget(state);
+        state.to_guest.publish();
+        if self.writer.starved {
+            let more = state.to_guest.await_kick();
+            self.writer.starved = !self.pair.or_break_down(state, RECEIVE, more);
+        }
+        Ok(!self.writer.starved)
+    }
+
+    fn dropped(&self) -> u64 {
+        self.writer.dropped
+    }
+}
+
+impl Writer {
+    /// Gives up what was reserved.
+    fn forget(&mut self, state: &mut State) {
+        self.lent = Lent::Nothing;
+        self.chains.clear();
+        self.buffers.clear();
+        if let Some(ring) = &mut state.to_guest.ring {
+            ring.rewind();
+        }
+    }
+
+    /// Takes chains until they have `enough` bytes; returns how many they have. With fewer than `least`,
+    /// there is no room: it takes none, and returns 0.
+    fn take(&mut self, state: &mut State, least: usize, enough: usize) -> Result<usize, RingError> {
+        if !Arc::ptr_eq(&self.memory, &state.memory) {
+            self.memory = Arc::clone(&state.memory);
+        }
+        let mut len = 0;
+        if let Some(ring) = &mut state.to_guest.ring {
+            while len < enough
+                && (state.mergeable || self.chains.is_empty())
+                && let Some(chain) =
+                    ring.take(&self.memory, Direction::ToGuest, usize::MAX, &mut self.buffers)?
+            {
+                len += chain.len;
+                self.chains.push(Room { head: chain.head, len: chain.len });
+            }
+        }
+        if len < least {
+            self.forget(state);
+            self.starved = true;
+            return Ok(0);
+        }
+        Ok(len)
+    }
+
+    /// Makes room for up to `max` bytes of payload; returns how much there is.
+    fn reserve(
+        &mut self,
+        state: &mut State,
+        header_len: usize,
+        segment: usize,
+        max: usize,
+    ) -> Result<usize, RingError> {
+        let in_front = vnet::HEADER_LEN + header_len;
+        let room = self.take(state, in_front + segment.min(max), in_front + max)?;
+        let room = room.saturating_sub(in_front).min(max);
+        let whole = state.takes.tcp4 && state.takes.tcp6 || max <= segment;
+        if whole || room == 0 {
+            self.lent = Lent::Buffers { header_len, room };
+            return Ok(room);
+        }
+        self.forget(state);
+        self.lent = Lent::Scratch { room: max };
+        Ok(max)
+    }
+
+    /// Pushes the `room` that was reserved.
+    fn lend<'a>(&'a mut self, room: usize, out: &mut Vec<IoSliceMut<'a>>) -> usize {
+        match self.lent {
+            Lent::Nothing => return 0,
+            Lent::Buffers { header_len, .. } => {
+                let in_front = vnet::HEADER_LEN + header_len;
+                self.taken().slices_mut(in_front..in_front + room, out);
+            }
+            Lent::Scratch { room } => {
+                self.scratch.resize(room, 0);
+                out.push(IoSliceMut::new(&mut self.scratch));
+            }
+        }
+        room
+    }
+
+    fn commit(
+        &mut self,
+        state: &mut State,
+        header: &[u8],
+        len: usize,
+        offload: Offload,
+    ) -> Result<(), RingError> {
+        let payload = match std::mem::take(&mut self.lent) {
+            Lent::Buffers { header_len, room } if header_len == header.len() && len <= room => {
+                if takes(state.takes, offload) {
+                    self.finish(state, header, header.len() + len, offload);
+                    return Ok(());
+                }
+                // What the guest cannot take is taken back out of its memory: it was never told of it.
+                let mut payload = vec![0; len];
+                self.taken().copy_to(vnet::HEADER_LEN + header_len, &mut payload);
+                self.forget(state);
+                payload
+            }
+            Lent::Scratch { room } if len <= room => std::mem::take(&mut self.scratch),
+            _ => {
+                debug_assert!(false, "what is committed was reserved");
+                self.forget(state);
+                return Ok(());
+            }
+        };
+        let parts = [header, payload.get(..len).unwrap_or_default()].map(IoSlice::new);
+        let put = self.put(state, &parts, offload);
+        self.scratch = payload;
+        self.dropped += u64::from(!put?);
+        Ok(())
+    }
+
+    /// Puts a frame into the ring, or what it stands for where the guest would not take it so. `false`:
+    /// there is no room.
+    fn put(&mut self, state: &mut State, frame: &[IoSlice<'_>], offload: Offload) -> Result<bool, RingError> {
+        if takes(state.takes, offload) {
+            return self.put_one(state, frame, offload);
+        }
+        let packets = finished(frame, offload);
+        self.dropped += u64::from(packets.is_empty());
+        for (index, packet) in packets.iter().enumerate() {
+            if !self.put_one(state, &[IoSlice::new(packet)], Offload::default())? {
+                // The first decides: the rest of a burst that finds the ring full is lost, as on any wire.
+                self.dropped += if index > 0 { (packets.len() - index) as u64 } else { 0 };
+                return Ok(index > 0);
+            }
+        }
+        Ok(true)
+    }
+
+    fn put_one(
+        &mut self,
+        state: &mut State,
+        frame: &[IoSlice<'_>],
+        offload: Offload,
+    ) -> Result<bool, RingError> {
+        let len = frame.iter().map(|part| part.len()).sum::<usize>();
+        let total = vnet::HEADER_LEN + len;
+        if len > MAX_FRAME {
+            self.dropped += 1;
+            return Ok(true);
+        }
+        if self.take(state, total, total)? == 0 {
+            return Ok(false);
+        }
+        let mut at = vnet::HEADER_LEN;
+        for part in frame {
+            self.taken().write(at, part);
+            at += part.len();
+        }
+        self.finish(state, &[], len, offload);
+        Ok(true)
+    }
+
+    /// Gives the guest a frame of `len` bytes, of which all but the `start` lies in the chains.
+    fn finish(&mut self, state: &mut State, start: &[u8], len: usize, offload: Offload) {
+        let total = vnet::HEADER_LEN + len;
+        let filled = |chain: &Room, left: &mut usize| {
+            let written = chain.len.min(*left);
+            *left -= written;
+            (written > 0).then_some((chain.head, written))
+        };
+        let used = self.chains.iter().scan(total, |left, chain| filled(chain, left)).count();
+        let mut header = vnet::encode(offload);
+        if let Some(buffers) = header.last_chunk_mut() {
+            *buffers = u16::try_from(used).unwrap_or(u16::MAX).to_le_bytes();
+        }
+        self.taken().write(0, &header);
+        self.taken().write(header.len(), start);
+        if let Some(ring) = &mut state.to_guest.ring {
+            for (head, written) in self.chains.iter().scan(total, |left, chain| filled(chain, left)) {
+                ring.give_back(head, u32::try_from(written).unwrap_or(u32::MAX));
+            }
+        }
+        self.forget(state);
+    }
+
+    /// The chains that were taken, as bytes.
+    fn taken(&self) -> Scattered<'_> {
+        let len = self.chains.iter().map(|chain| chain.len).sum();
+        Scattered { memory: &self.memory, buffers: &self.buffers, len }
+    }
+}
+
+/// Whether a driver that finishes `by_itself` takes a frame as it is.
+fn takes(by_itself: Capabilities, offload: Offload) -> bool {
+    let segments = offload.segmentation.is_none_or(|segmentation| match segmentation.kind {
+        SegmentKind::Tcp4 => by_itself.tcp4,
+        SegmentKind::Tcp6 => by_itself.tcp6,
+        SegmentKind::Udp => by_itself.udp,
+    });
+    segments && (by_itself.checksum || offload.checksum == Checksum::Complete)
+}
