@@ -120,10 +120,11 @@ impl Memory {
     pub fn add(&mut self, region: Region) -> Option<()> {
         let new = region.layout;
         let apart = |from: u64, other: u64, len: u64| from + new.len <= other || other + len <= from;
-        let overlaps = self.regions.iter().map(|region| region.layout).any(|old| {
-            !old.is_at(new) && !(apart(new.guest, old.guest, old.len) && apart(new.rings, old.rings, old.len))
-        });
-        if overlaps {
+        let fits = |old: RegionLayout| {
+            let apart = apart(new.guest, old.guest, old.len) && apart(new.rings, old.rings, old.len);
+            apart || old.is_at(new)
+        };
+        if !self.regions.iter().all(|region| fits(region.layout)) {
             return None;
         }
         let at = self.regions.partition_point(|other| other.layout.guest < new.guest);
