@@ -165,6 +165,12 @@ pub trait LinkTx: Send {
     /// The link has ended.
     fn flush(&mut self) -> Result<bool, LinkError>;
 
+    /// Whether what is for the guest should go by its first queue, when there is no room here: the guest does
+    /// not use this one now.
+    fn is_idle(&self) -> bool {
+        false
+    }
+
     /// How many frames were taken and dropped so far: too short or long, impossible to finish as
     /// they asked, or refused by the system.
     fn dropped(&self) -> u64 {

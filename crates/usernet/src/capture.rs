@@ -190,6 +190,10 @@ impl LinkTx for CapturedTx {
         self.tx.as_fd()
     }
 
+    fn is_idle(&self) -> bool {
+        self.tx.is_idle()
+    }
+
     fn room_told_by(&self) -> RoomTold {
         self.tx.room_told_by()
     }

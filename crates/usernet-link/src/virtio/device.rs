@@ -57,7 +57,8 @@ impl Device {
     pub fn new(pairs: NonZeroU16) -> io::Result<(Self, Vec<Link>)> {
         let health = Arc::new(Health::default());
         let ended = Arc::new(Bell::new()?);
-        let made = (0..pairs.get()).map(|_| Pair::new(Arc::clone(&health), Arc::clone(&ended)));
+        let made =
+            (0..pairs.get()).map(|index| Pair::new(index == 0, Arc::clone(&health), Arc::clone(&ended)));
         let (pairs, links) = made.collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
         Ok((Self { pairs, health, ended }, links))
     }

@@ -120,11 +120,12 @@ impl Batch {
         }
         let queue = &mut state.from_guest;
         loop {
-            let Some(ring) = &mut queue.ring else { return Ok(None) };
-            self.take(ring)?;
-            if !self.heads.is_empty() {
-                ring.decline_notifications();
-                return Ok(Some(self.frames.len()));
+            if let Some(ring) = &mut queue.ring {
+                self.take(ring)?;
+                if !self.heads.is_empty() {
+                    ring.decline_notifications();
+                    return Ok(Some(self.frames.len()));
+                }
             }
             if !queue.await_kick()? {
                 return Ok(None);

@@ -35,14 +35,18 @@ pub(super) struct Queue {
     pub(super) err: Option<OwnedFd>,
     /// Where the guest notifies us.
     kick: Option<OwnedFd>,
-    /// Readable when the kick is: one descriptor for all kicks that come and go.
+    /// Rung when the ring starts to move or to rest.
+    turned: Bell,
+    /// Readable when one of the two is: one descriptor for all kicks that come and go.
     poll: OwnedFd,
 }
 
 impl Queue {
     fn new() -> io::Result<Self> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { ring: None, base: 0, call: None, err: None, kick: None, poll })
+        let turned = Bell::new()?;
+        epoll::add(&poll, &turned, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        Ok(Self { ring: None, base: 0, call: None, err: None, kick: None, turned, poll })
     }
 
     /// Has the ring move.
@@ -53,7 +57,7 @@ impl Queue {
         self.rest();
         epoll::add(&self.poll, &kick, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
         // The driver may have filled the ring before there was anybody to notify.
-        ring_bell(&kick);
+        self.turned.ring();
         (self.ring, self.kick) = (Some(ring), Some(kick));
         Ok(())
     }
@@ -62,6 +66,7 @@ impl Queue {
     pub(super) fn rest(&mut self) -> u16 {
         if let Some(ring) = self.ring.take() {
             self.base = ring.base();
+            self.turned.ring();
         }
         if let Some(kick) = self.kick.take() {
             // Others have it as well, so closing it is not enough. It was added, so it can be removed.
@@ -73,6 +78,7 @@ impl Queue {
     /// Takes back that there was a notification, and asks for the next one. Returns whether there is
     /// something new in the ring by now.
     pub(super) fn await_kick(&mut self) -> Result<bool, RingError> {
+        self.turned.hear();
         if let Some(kick) = &self.kick {
             drain(kick);
         }
@@ -178,6 +184,8 @@ pub(super) struct Pair {
     /// Locked by the worker alone.
     pub(super) state: Mutex<State>,
     pub(super) health: Arc<Health>,
+    /// Whether it is the one that a guest always uses.
+    is_first: bool,
     changes: Mutex<Changes>,
     /// Rung when there is something to change; in the transmit queue's poll.
     bell: Arc<Bell>,
@@ -204,7 +212,11 @@ impl Pair {
     ///
     /// # Errors
     /// No descriptors are left.
-    pub(super) fn new(health: Arc<Health>, ended: Arc<Bell>) -> io::Result<(Arc<Self>, Link)> {
+    pub(super) fn new(
+        is_first: bool,
+        health: Arc<Health>,
+        ended: Arc<Bell>,
+    ) -> io::Result<(Arc<Self>, Link)> {
         let bell = Arc::new(Bell::new()?);
         lock(&health.bells).push(Arc::clone(&bell));
         let (to_guest, from_guest) = (Queue::new()?, Queue::new()?);
@@ -218,8 +230,8 @@ impl Pair {
             mergeable: false,
             ended: None,
         };
-        let pair =
-            Arc::new(Self { state: Mutex::new(state), health, changes: Mutex::default(), bell, ended });
+        let (state, changes) = (Mutex::new(state), Mutex::default());
+        let pair = Arc::new(Self { state, health, is_first, changes, bell, ended });
         let link = Link {
             kind: "vhost-user",
             rx: Box::new(QueueRx::new(Arc::clone(&pair), rx_poll)),
@@ -242,9 +254,8 @@ impl Pair {
         if !self.bell.hear() {
             return;
         }
-        for change in std::mem::take(&mut lock(&self.changes).waiting) {
-            change(state);
-        }
+        let waiting = std::mem::take(&mut lock(&self.changes).waiting);
+        waiting.into_iter().for_each(|change| change(state));
         if self.health.is_broken() {
             state.rest();
         }
@@ -266,6 +277,11 @@ impl Pair {
             state.rest();
             T::default()
         })
+    }
+
+    /// Whether the guest does without this pair.
+    pub(super) fn is_idle(&self, state: &State) -> bool {
+        !self.is_first && state.to_guest.ring.is_none()
     }
 
     /// The link has gone: nobody makes changes any more.

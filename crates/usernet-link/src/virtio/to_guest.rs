@@ -111,9 +111,14 @@ impl LinkTx for QueueTx {
         state.to_guest.publish();
         if self.writer.starved {
             let more = state.to_guest.await_kick();
-            self.writer.starved = !self.pair.or_break_down(state, RECEIVE, more);
+            let has_room = self.pair.or_break_down(state, RECEIVE, more) || self.pair.is_idle(state);
+            self.writer.starved = !has_room;
         }
         Ok(!self.writer.starved)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.pair.is_idle(&lock(&self.pair.state))
     }
 
     fn dropped(&self) -> u64 {

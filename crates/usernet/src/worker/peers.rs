@@ -139,7 +139,7 @@ impl Worker {
     }
 }
 
-fn joined<'a>(parts: impl Iterator<Item = IoSlice<'a>>) -> Vec<u8> {
+pub(super) fn joined<'a>(parts: impl Iterator<Item = IoSlice<'a>>) -> Vec<u8> {
     let mut bytes = Vec::new();
     parts.for_each(|part| bytes.extend_from_slice(&part));
     bytes

@@ -15,6 +15,7 @@ use usernet_host::epoll::Interest;
 use usernet_link::{Link, LinkError, LinkRx, LinkTx, RoomTold, RxFrame, segment};
 
 use super::datagram::Leaving;
+use super::peers::joined;
 use super::stream::Gathered;
 use super::{Command, Worker, token};
 use crate::{Error, capture};
@@ -327,6 +328,9 @@ impl Worker {
                     }
                 }
             }
+            Ok(Sent::Elsewhere(frame, offload)) => {
+                self.send_elsewhere(port, &[IoSlice::new(frame)], *offload);
+            }
             Ok(Sent::Nothing | Sent::Never) => {}
             Err(error) => {
                 self.link_ended(port, error);
@@ -361,6 +365,8 @@ impl Worker {
 pub(super) enum Sent {
     /// A frame of this many bytes went into the link.
     Bytes(usize),
+    /// The guest does not use this queue now: this frame is to go by its first one.
+    Elsewhere(Vec<u8>, Offload),
     /// There was nothing to send.
     Nothing,
     /// The link has no room until an event tells.
@@ -386,7 +392,7 @@ impl Port {
         fill: impl FnOnce(&mut Vec<IoSliceMut<'_>>) -> Option<(Headers, usize)>,
     ) -> Result<Sent, LinkError> {
         let mut fill = Some(fill);
-        self.with_room(|tx| {
+        let sent = self.with_room(|tx| {
             let mut room = Vec::new();
             if tx.reserve(header_len, segment, max, &mut room) == 0 {
                 return Room::None;
@@ -399,14 +405,31 @@ impl Port {
                 }
                 None => Room::Unused,
             }
-        })
+        })?;
+        match (sent, fill) {
+            (Sent::Full | Sent::Never, Some(fill)) if self.tx.is_idle() => {
+                let mut payload = vec![0; max];
+                let filled = fill(&mut vec![IoSliceMut::new(&mut payload)]);
+                Ok(filled.map_or(Sent::Nothing, |(headers, len)| {
+                    payload.truncate(len);
+                    Sent::Elsewhere([&headers, &*payload].concat(), headers.offload)
+                }))
+            }
+            (sent, _) => Ok(sent),
+        }
     }
 
     /// Gives a whole frame to the link, in fragments where it is to go so.
     pub(super) fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> Result<Sent, LinkError> {
-        match offload.fragmentation {
+        let sent = match offload.fragmentation {
             None => self.send_whole(frame, offload),
             Some(how) => self.send_fragments(frame, offload, how),
+        };
+        match sent? {
+            Sent::Full | Sent::Never if self.tx.is_idle() => {
+                Ok(Sent::Elsewhere(joined(frame.iter().copied()), offload))
+            }
+            sent => Ok(sent),
         }
     }
 
