@@ -2,6 +2,7 @@
 //!
 //! - [`compare`] runs `usernet` and its peers side by side on the same work.
 //! - [`budget`] counts what can be counted, and holds it to what it may be.
+//! - [`machine`] is what the machines are that are guests here and in the tests.
 //! - [`relay`] drives the core alone, for the micro benches and for counting instructions.
 //!
 //! `cargo xtask bench` is the way to run the first two, `cargo bench` the micro benches.
@@ -9,6 +10,7 @@
 pub mod budget;
 pub mod compare;
 mod family;
+pub mod machine;
 pub mod relay;
 
 pub use family::Family;

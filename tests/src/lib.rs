@@ -4,7 +4,7 @@
 //! plays the host: it has a loopback, an address on a "LAN" ([`LAN`]), no route to the world beyond,
 //! and nobody else's ports. Daemons and guests run in it as an ordinary user, the peers
 //! ([`peers`], [`dns`]) as threads of the test. Guests are namespaces (`usernet exec`), virtual
-//! machines ([`qemu`]), or the test itself over a stream socket ([`stream_guest`]).
+//! machines ([`machine`]), or the test itself over a stream socket ([`stream_guest`]).
 //!
 //! Nothing here sleeps for a fixed time: [`wait`] has the one loop that waits for a condition. (The test of
 //! idle flows does: time is what it measures.)
@@ -19,11 +19,11 @@
 pub mod bursts;
 pub mod daemon;
 pub mod dns;
+pub mod machine;
 pub mod node;
 pub mod noise;
 pub mod peers;
 pub mod process;
-pub mod qemu;
 pub mod quic;
 pub mod routers;
 pub mod stream_guest;

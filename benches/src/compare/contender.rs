@@ -15,8 +15,9 @@ use rustix::process::geteuid;
 use serde_json::Value;
 
 use super::guest::Guest;
-use super::machine::{self, Netdev};
+use super::machine;
 use super::shell::Shell;
+use crate::machine::{Netdev, QEMU, build_qemu};
 use crate::{Family, Programs};
 
 /// How long a contender may take to start.
@@ -101,7 +102,7 @@ impl Contender {
             Self::Socat => (Path::new("socat"), "-V", "socat"),
             Self::Slirp4netns => (Path::new("slirp4netns"), "--version", "slirp4netns"),
             Self::Pasta => (Path::new("pasta"), "--version", "passt"),
-            Self::QemuLibslirp => (machine::QEMU.as_ref(), "--version", "libslirp0"),
+            Self::QemuLibslirp => (QEMU.as_ref(), "--version", "libslirp0"),
             Self::QemuPasst => (Path::new("passt"), "--version", "passt"),
             Self::Usernet | Self::QemuUsernet => (lab.usernet.as_path(), "--version", ""),
         };
@@ -115,7 +116,7 @@ impl Contender {
         let line = if package.is_empty() { own.lines().next().unwrap_or_default() } else { &package };
         let mut line = line.replace('\t', " ");
         if self.is_machine() {
-            let qemu = output(Command::new(machine::QEMU).arg("--version"))?;
+            let qemu = output(Command::new(QEMU).arg("--version"))?;
             line = format!("{line}, {}", qemu.lines().next().unwrap_or_default());
         }
         Ok(Some(line))
@@ -185,7 +186,7 @@ impl Contender {
                 Guest::relayed(shell(&mut command)?, at_gateway())
             }
             Self::QemuLibslirp => {
-                Guest::machine(machine::start(lab, &Netdev::User, complaints)?, None, at_gateway())
+                Guest::machine(machine::start(lab, Netdev::User, complaints)?, None, at_gateway())
             }
             Self::QemuPasst | Self::QemuUsernet => {
                 let socket = lab.work().join(self.name());
@@ -203,7 +204,7 @@ impl Contender {
                 }
                 let relay = Shell::start(&mut command, complaints.with_extension("relay.log"))?;
                 machine::wait_for_listener(&socket, PATIENCE).with_context(|| relay.complaint())?;
-                let shell = machine::start(lab, &Netdev::Stream(socket), complaints)?;
+                let shell = machine::start(lab, Netdev::Stream(&socket), complaints)?;
                 Guest::machine(shell, Some(relay), at_gateway())
             }
         })
@@ -310,7 +311,7 @@ impl Lab {
             usernet: copy(&programs.usernet, "usernet")?,
             load: copy(&programs.load, "usernet-load")?,
             core_load: programs.core_load.clone(),
-            image: machine::build(&programs.kernel, folder, &programs.load)
+            image: build_qemu(&programs.kernel, folder, &[&programs.load])
                 .map_err(|error| format!("{error:#}")),
             servers: Vec::new(),
         };

@@ -1,6 +1,6 @@
 //! Machines that listen, and that the daemon connects to.
 
-use usernet_tests::qemu::Machine;
+use usernet_tests::machine::Machine;
 use usernet_tests::{Daemon, GATEWAY, World};
 
 #[test]

@@ -1,12 +1,12 @@
 //! The lab itself, over QEMU's own user network: a failure here is none of `usernet`'s.
 
-use usernet_tests::{GATEWAY, World, noise_digest, peers, qemu::Machine};
+use usernet_tests::machine::{Machine, Netdev};
+use usernet_tests::{GATEWAY, World, noise_digest, peers};
 
 #[test]
 fn a_machine_boots_and_works_over_qemus_own_network() {
     let world = World::new();
-    let mut machine =
-        Machine::boot(&world, &["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]);
+    let mut machine = Machine::boot(&world, &Netdev::User.card(""));
     let lease = machine.dhcp();
     assert!(lease.contains("ip=10.0.2.15\n"), "{lease}");
     assert_eq!(machine.try_run("exit 7"), (7, String::new()));

@@ -2,16 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use usernet_tests::qemu::Machine;
+use usernet_tests::machine::{Machine, Netdev};
 use usernet_tests::{Daemon, GATEWAY, LAN, NAMESERVER, World, peers};
 
 #[test]
 fn a_restricted_machine_serves_and_begins_nothing() {
     let world = World::new();
     let daemon = Daemon::start(&world, &["--restrict", "--hostfwd", "tcp::0-:80"]);
-    let socket = daemon.socket();
-    let netdev = format!("stream,id=net,server=off,addr.type=unix,addr.path={}", socket.display());
-    let mut machine = Machine::boot(&world, &["-netdev", &netdev, "-device", "virtio-net-pci,netdev=net"]);
+    let mut machine = Machine::boot(&world, &Netdev::Stream(&daemon.socket()).card(""));
 
     let lease = machine.dhcp();
     let expected =

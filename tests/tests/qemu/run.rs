@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use usernet_tests::qemu::Machine;
+use usernet_tests::machine::Machine;
 use usernet_tests::wait::SOON;
 use usernet_tests::{World, noise_digest, peers};
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use usernet_tests::dns::{BIG_STRINGS, DnsServer, RecordType, tcp_answer, tcp_query};
+use usernet_tests::machine::{Machine, Netdev, mac};
 use usernet_tests::noise::{hex, unhex};
-use usernet_tests::qemu::Machine;
 use usernet_tests::wait::SOON;
 use usernet_tests::{
     Daemon, GATEWAY, GATEWAY6, LAN, LAN6, NAMESERVER, NAMESERVER6, NO_ROUTE, NO_ROUTE6, Noise, UNREACHABLE,
@@ -21,9 +21,8 @@ const GUEST6: &str = "fd00::5054:ff:fe12:3456";
 
 /// Boots a machine whose card has this last byte of its address.
 fn boot(world: &World, daemon: &Daemon<'_>, card: u8) -> Machine {
-    let netdev = format!("stream,id=net,server=off,addr.type=unix,addr.path={}", daemon.socket().display());
-    let device = format!("virtio-net-pci,netdev=net,mac=52:54:00:12:34:{card:02x}");
-    Machine::boot(world, &["-netdev", &netdev, "-device", &device])
+    let properties = format!(",mac={}", mac(card));
+    Machine::boot(world, &Netdev::Stream(&daemon.socket()).card(&properties))
 }
 
 /// One machine, all that a guest does: a boot is what is slow.

@@ -1,29 +1,31 @@
-//! A virtual machine: QEMU without KVM, Debian's kernel, busybox, and the probe.
+//! A machine as a guest: QEMU without KVM, or User Mode Linux, with busybox and the probe.
 //!
-//! The machine has two serial ports. The kernel writes to the first; the second is a shell that
-//! the test speaks to, one command at a time: [`Machine::run`].
+//! Its standard input and output are a shell that the test speaks to, one command at a time:
+//! [`Machine::run`].
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::process::{Process, finish};
+use usernet_benches::machine::{build_qemu, build_uml, qemu, uml};
+
+use crate::process::Process;
 use crate::world::target;
 use crate::{As, World};
+
+pub use usernet_benches::machine::Netdev;
 
 /// How long a command in the guest may take: an emulated processor is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What the guest boots is made by this script, which says more.
-const BUILD: &str = include_str!("../machine/build.sh");
-
 /// A machine that runs until it is dropped.
 pub struct Machine {
-    /// QEMU, or `usernet run` with QEMU in it.
+    /// What was started: the machine, or what has it in it. It takes the machine with it.
     pub process: Process,
     stdin: PipeWriter,
     lines: Receiver<String>,
@@ -31,18 +33,25 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots a machine with these further arguments (its network), and waits for its shell.
-    pub fn boot(world: &World, arguments: &[&str]) -> Self {
-        let mut command = world.command(As::User, "qemu-system-x86_64");
-        command.args(machine(world)).args(arguments);
+    /// Boots a QEMU machine with these further arguments (its network), and waits for its shell.
+    pub fn boot(world: &World, arguments: &[impl AsRef<str>]) -> Self {
+        let mut command = command_of(world, &qemu(&qemu_image(world), &[]));
+        command.args(arguments.iter().map(AsRef::as_ref));
         Self::start(command)
     }
 
-    /// Boots a machine by `usernet run OPTIONS -- qemu-system-x86_64 ...`, and waits for its shell.
+    /// Boots a QEMU machine by `usernet run OPTIONS -- qemu-system-x86_64 ...`, and waits for its shell.
     pub fn boot_by_usernet_run(world: &World, options: &[&str]) -> Self {
         let mut command = world.command(As::User, world.usernet());
-        command.arg("run").args(options).args(["--", "qemu-system-x86_64"]).args(machine(world));
+        command.arg("run").args(options).arg("--").args(qemu(&qemu_image(world), &[]));
         Self::start(command)
+    }
+
+    /// Boots a User Mode Linux machine whose card is plugged in at a vhost-user socket and has this last
+    /// byte of its address, and waits for its shell.
+    pub fn boot_uml(world: &World, socket: &Path, card: u8) -> Self {
+        let mac = format!("MAC={}", mac(card));
+        Self::start(command_of(world, &uml(&uml_image(world), socket, &[&mac])))
     }
 
     fn start(command: Command) -> Self {
@@ -130,33 +139,34 @@ fn lines_of(output: PipeReader) -> Receiver<String> {
     receiver
 }
 
-/// The arguments of the machine, all but its network.
-fn machine(world: &World) -> Vec<String> {
-    let (kernel, initramfs) = image(world);
-    let arguments =
-        "-accel tcg -machine q35 -cpu max -m 512 -nodefaults -display none -action panic=exit-failure";
-    let mut arguments: Vec<_> = arguments.split(' ').map(str::to_owned).collect();
-    let log = world.home().join("kernel.log");
-    arguments.extend(["-serial".to_owned(), format!("file:{}", log.display())]);
-    arguments.extend(["-serial".to_owned(), "stdio".to_owned()]);
-    arguments.extend(["-kernel".to_owned(), kernel.display().to_string()]);
-    arguments.extend(["-initrd".to_owned(), initramfs.display().to_string()]);
-    arguments.extend(["-append".to_owned(), "console=ttyS0 quiet panic=-1".to_owned()]);
-    arguments
+/// The address of a card whose last byte is this.
+pub fn mac(card: u8) -> String {
+    format!("52:54:00:12:34:{card:02x}")
 }
 
-/// The kernel and the initramfs, made once a world.
-fn image(world: &World) -> (PathBuf, PathBuf) {
-    let folder = world.home().with_file_name("machine");
-    let (kernel, initramfs) = (folder.join("kernel"), folder.join("initramfs"));
-    if folder.exists() {
-        return (kernel, initramfs);
+fn command_of(world: &World, line: &[OsString]) -> Command {
+    let (program, arguments) = line.split_first().unwrap();
+    let mut command = world.command(As::User, program);
+    command.args(arguments);
+    command
+}
+
+/// What a QEMU machine boots, made once a world.
+fn qemu_image(world: &World) -> PathBuf {
+    let kernel = target().join("lab/kernel");
+    image(world, "qemu", |folder| build_qemu(&kernel, folder, &[&world.probe()]).unwrap())
+}
+
+/// What a User Mode Linux machine boots, made once a world.
+fn uml_image(world: &World) -> PathBuf {
+    image(world, "uml", |folder| build_uml(folder, &[&world.probe()]).unwrap())
+}
+
+fn image(world: &World, name: &str, build: impl FnOnce(&Path)) -> PathBuf {
+    let folder = world.home().with_file_name(name);
+    if !folder.exists() {
+        fs::create_dir(&folder).unwrap();
+        build(&folder);
     }
-    let unpacked = target().join("lab/kernel");
-    assert!(unpacked.exists(), "no {}: cargo xtask test qemu fetches it", unpacked.display());
-    fs::create_dir(&folder).unwrap();
-    let mut build = Command::new("sh");
-    build.args(["-c", BUILD, "build.sh"]).args([&unpacked, &folder, &world.probe()]);
-    finish(build, PATIENCE).ok();
-    (kernel, initramfs)
+    folder
 }

@@ -1,12 +1,15 @@
 #!/bin/sh
-# Makes what a QEMU guest boots: build.sh UNPACKED OUT PROGRAM...
+# Makes what a machine boots: build.sh KERNEL OUT PROGRAM...
 #
-# UNPACKED is an unpacked Debian kernel package. OUT gets the files `kernel` and `initramfs`: busybox,
-# a virtio network card's modules, and the PROGRAMs in /bin with the libraries that they need.
+# KERNEL is a folder with a kernel's modules somewhere below and, where the kernel is a file that is booted,
+# boot/vmlinuz-*. OUT gets the file `initramfs` (busybox, the modules of IPv6 and of a virtio network card,
+# and the PROGRAMs in /bin with the libraries that they need) and that kernel as the file `kernel`.
 #
 # The guest's second serial port is a shell that takes one script at a time: a line with a marker, the
 # script, the marker again. It answers with what the script wrote, and the marker and the exit status in
-# a line. Its first line is "@ready".
+# a line. Its first line is "@ready". Where its input ends, so does the machine.
+#
+# What the kernel's command line has as NAME=VALUE is in the environment; MAC is the card's address.
 set -eu
 unpacked=$(realpath "$1") out=$(realpath "$2")
 shift 2
@@ -15,10 +18,12 @@ root=$out/root
 mkdir -p "$root"
 for folder in bin dev etc modules proc sys tmp; do mkdir -p "$root/$folder"; done
 
-cp "$unpacked"/boot/vmlinuz-* "$out/kernel"
+for kernel in "$unpacked"/boot/vmlinuz-*; do
+    [ ! -e "$kernel" ] || cp "$kernel" "$out/kernel"
+done
 # In the order that they load in; what is built in has no file.
 for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci \
-    failover net_failover virtio_net; do
+    crc-ccitt ipv6 failover net_failover virtio_net; do
     file=$(find "$unpacked" -name "$module.ko")
     [ -z "$file" ] && continue
     cp "$file" "$root/modules"
@@ -40,8 +45,9 @@ cat >"$root/init" <<'INIT'
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-ip link set lo up
 for module in $(cat /modules/order); do insmod /modules/$module; done
+ip link set lo up
+[ -z "$MAC" ] || ip link set eth0 address $MAC
 stty -F /dev/ttyS1 raw -echo
 exec setsid sh /console </dev/ttyS1 >/dev/ttyS1 2>&1
 INIT
@@ -56,6 +62,7 @@ while read -r marker; do
     echo "
 $marker $?"
 done
+poweroff -f
 CONSOLE
 
 # What udhcpc runs: sets up the interface, and keeps what it was told in /lease.
