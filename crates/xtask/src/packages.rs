@@ -41,6 +41,12 @@ const QEMU: &[Program] = &[
     program("qemu-system-x86_64", "qemu-system-x86"),
 ];
 
+const UML: &[Program] = &[
+    program("busybox", "busybox-static"),
+    program("ip", "iproute2"),
+    program("linux.uml", "user-mode-linux"),
+];
+
 /// Where the kernel of the QEMU guests is unpacked; it is not installed.
 pub(crate) const KERNEL: &str = "target/lab/kernel";
 
@@ -55,6 +61,9 @@ pub(crate) fn provide(suites: &[Suite]) -> Result<()> {
     }
     if suites.contains(&Suite::Qemu) {
         wanted.extend(QEMU);
+    }
+    if suites.contains(&Suite::Uml) {
+        wanted.extend(UML);
     }
     let mut missing: Vec<_> = wanted.iter().filter(|p| !on_path(p.name)).map(|p| p.package).collect();
     missing.sort_unstable();

@@ -21,6 +21,8 @@ pub(crate) enum Suite {
     Net,
     /// The whole program with real QEMU guests
     Qemu,
+    /// The whole program with real User Mode Linux guests
+    Uml,
     /// The fuzz targets: their committed corpus, and a short run of each
     Fuzz,
 }
@@ -60,6 +62,7 @@ impl Suite {
             Self::Sim => cargo("test --package usernet-testkit"),
             Self::Net => real_guests("net"),
             Self::Qemu => real_guests("qemu"),
+            Self::Uml => real_guests("uml"),
             Self::Fuzz => cargo("test --manifest-path fuzz/Cargo.toml"),
         }
     }
