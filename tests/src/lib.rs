@@ -26,6 +26,7 @@ pub mod peers;
 pub mod process;
 pub mod quic;
 pub mod routers;
+pub mod stories;
 pub mod stream_guest;
 pub mod wait;
 mod world;

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe};
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
@@ -142,6 +143,11 @@ fn lines_of(output: PipeReader) -> Receiver<String> {
 /// The address of a card whose last byte is this.
 pub fn mac(card: u8) -> String {
     format!("52:54:00:12:34:{card:02x}")
+}
+
+/// The address that a machine with this card makes itself from the router's advertisement.
+pub fn slaac(card: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0x5054, 0xff, 0xfe12, 0x3400 | u16::from(card))
 }
 
 fn command_of(world: &World, line: &[OsString]) -> Command {

@@ -1,23 +1,9 @@
 //! Machines that plug in to a daemon by QEMU's `-netdev stream`.
 
-use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
-use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
-
-use rustix::process::Signal;
-use usernet_tests::dns::{BIG_STRINGS, DnsServer, RecordType, tcp_answer, tcp_query};
+use usernet_tests::dns::DnsServer;
 use usernet_tests::machine::{Machine, Netdev, mac};
-use usernet_tests::noise::{hex, unhex};
-use usernet_tests::wait::SOON;
-use usernet_tests::{
-    Daemon, GATEWAY, GATEWAY6, LAN, LAN6, NAMESERVER, NAMESERVER6, NO_ROUTE, NO_ROUTE6, Noise, UNREACHABLE,
-    World, eventually, noise_digest, peers,
-};
-
-const BULK: u64 = 64 << 20;
-/// The address that the machine makes itself from the router's advertisement.
-const GUEST6: &str = "fd00::5054:ff:fe12:3456";
+use usernet_tests::stories::{self, BULK, has_ipv6};
+use usernet_tests::{Daemon, NAMESERVER6, World, noise_digest, peers};
 
 /// Boots a machine whose card has this last byte of its address.
 fn boot(world: &World, daemon: &Daemon<'_>, card: u8) -> Machine {
@@ -25,41 +11,14 @@ fn boot(world: &World, daemon: &Daemon<'_>, card: u8) -> Machine {
     Machine::boot(world, &Netdev::Stream(&daemon.socket()).card(&properties))
 }
 
-/// One machine, all that a guest does: a boot is what is slow.
 #[test]
 fn a_machine_is_on_a_working_network() {
-    let world = World::with_ipv6();
-    let dns = DnsServer::start();
-    let upstream = dns.option();
-    let forward6 = format!("tcp:[::1]:0-[{GUEST6}]:80");
-    let mut options = vec!["--hostfwd", "tcp:127.0.0.1:0-:80", "--hostfwd", &forward6];
-    options.extend(["--hostname", "guest-one"]);
-    options.extend(["--domain", "lab.example", "--dns-search", "one.example", "--mtu", "1400"]);
-    options.extend(upstream.each_ref().map(String::as_str));
-    let daemon = Daemon::start(&world, &options);
-    let mut machine = boot(&world, &daemon, 0x56);
+    stories::a_machine_is_on_a_working_network(&[], boot);
+}
 
-    let lease = machine.dhcp();
-    assert_eq!(
-        lease,
-        "ip=10.0.2.15\nsubnet=255.255.255.0\nmask=24\nrouter=10.0.2.2\ndns=10.0.2.3\nlease=86400\n\
-         serverid=10.0.2.2\nmtu=1400\nhostname=guest-one\ndomain=lab.example\nsearch=one.example"
-    );
-    has_ipv6(&mut machine);
-    pings(&mut machine);
-    resolves(&mut machine);
-    transfers(&mut machine);
-    exchanges_datagrams(&mut machine);
-    half_closes(&mut machine);
-    learns_why_not(&mut machine);
-    serves(&mut machine, &daemon);
-
-    // A guest that starts anew is the same guest, and finds the network as it was.
-    machine.reboot();
-    assert_eq!(machine.dhcp(), lease);
-    has_ipv6(&mut machine);
-    pings(&mut machine);
-    assert_eq!(daemon.list("leases").len(), 1);
+#[test]
+fn machines_come_and_go_without_disturbing_each_other() {
+    stories::machines_come_and_go(&[], boot);
 }
 
 #[test]
@@ -72,7 +31,7 @@ fn a_machine_without_ipv4_reads_what_an_ipv4_host_has() {
     let daemon = Daemon::start(&world, &options);
     let mut machine = boot(&world, &daemon, 0x56);
     machine.run("ip link set eth0 up");
-    has_ipv6(&mut machine);
+    has_ipv6(&mut machine, 0x56);
     // A name that has an IPv4 address alone.
     let found = machine.run(&format!("nslookup -type=aaaa counted.test {NAMESERVER6}"));
     assert!(found.contains("64:ff9b::c000:250"), "{found}");
@@ -82,143 +41,4 @@ fn a_machine_without_ipv4_reads_what_an_ipv4_host_has() {
         machine.run(&format!("ping -c 1 -W 10 64:ff9b::c000:250 >&2; wget -q -O - {page} | sha256sum"));
     assert!(digest.ends_with(&(noise_digest(7, BULK / 8) + "  -")), "{digest}");
     assert!(digest.contains(" 0% packet loss"), "{digest}");
-}
-
-/// The machine makes itself an address, and learns the router and the MTU.
-fn has_ipv6(machine: &mut Machine) {
-    let shown = machine.run(
-        "n=0; until ip -6 address show dev eth0 scope global | grep -v tentative | grep inet6; do \
-         n=$((n+1)); [ $n -lt 200 ] || exit 1; sleep 0.1; done; \
-         ip -6 route show default; cat /proc/sys/net/ipv6/conf/eth0/mtu",
-    );
-    assert!(shown.contains(&format!("inet6 {GUEST6}/64")), "{shown}");
-    assert!(shown.contains("default via fe80::5055:aff:fe00:202"), "{shown}");
-    assert!(shown.ends_with("\n1400"), "{shown}");
-}
-
-fn pings(machine: &mut Machine) {
-    let addresses: [IpAddr; 6] =
-        [GATEWAY.into(), NAMESERVER.into(), LAN.into(), GATEWAY6.into(), NAMESERVER6.into(), LAN6.into()];
-    for address in addresses {
-        machine.run(&format!("ping -c 1 -W 10 {address}"));
-        // In fragments, both ways.
-        let large = machine.run(&format!("ping -c 2 -W 10 -s 60000 {address}"));
-        assert_eq!(large.matches("60008 bytes from").count(), 2, "{large}");
-    }
-}
-
-fn resolves(machine: &mut Machine) {
-    let found = machine.run("nslookup -type=a a.test");
-    assert!(found.contains("192.0.2.80"), "{found}");
-    let found = machine.run("nslookup -type=aaaa a.test");
-    assert!(found.contains("2001:db8::80"), "{found}");
-    let found = machine.run(&format!("nslookup -type=aaaa a.test {NAMESERVER6}"));
-    assert!(found.contains("2001:db8::80"), "{found}");
-    let query = hex(&tcp_query("big.test.", RecordType::TXT));
-    for server in [NAMESERVER.into(), NAMESERVER6.into()] {
-        let answer = machine.run(&format!("probe ask {} {query}", SocketAddr::new(server, 53)));
-        assert_eq!(tcp_answer(&unhex(&answer)).answers.len(), BIG_STRINGS);
-    }
-}
-
-fn transfers(machine: &mut Machine) {
-    let port = peers::http();
-    for (gateway, length) in [(GATEWAY6.into(), BULK / 8), (GATEWAY.into(), BULK)] {
-        let server = SocketAddr::new(gateway, port);
-        let down = format!("wget -q -O /tmp/bulk http://{server}/7/{length} && sha256sum </tmp/bulk");
-        assert_eq!(machine.run(&down), noise_digest(7, length) + "  -");
-        // What busybox's wget posts ends at the first zero byte.
-        let up = machine.run(&format!("probe put {server} /tmp/bulk"));
-        assert!(up.ends_with(&noise_digest(7, length)), "{up}");
-    }
-}
-
-fn exchanges_datagrams(machine: &mut Machine) {
-    let echo = peers::udp_echo();
-    let addresses: [IpAddr; 4] = [GATEWAY.into(), LAN.into(), GATEWAY6.into(), LAN6.into()];
-    for address in addresses {
-        let server = SocketAddr::new(address, echo);
-        assert_eq!(machine.run(&format!("probe udp {server} hello")), "hello");
-        let large = machine.run(&format!("probe udp {server} $(head -c 60000 /dev/zero | tr '\\0' x)"));
-        assert_eq!(large, "x".repeat(60_000));
-    }
-}
-
-fn half_closes(machine: &mut Machine) {
-    let port = peers::digest_after_end();
-    let digest = machine.run(&format!("probe send {GATEWAY}:{port} 3 1000000"));
-    assert_eq!(digest, noise_digest(3, 1_000_000));
-
-    let (sender, heard) = channel();
-    let port = peers::ends_first(sender);
-    let text = machine.run(&format!("probe receive-then-send {GATEWAY}:{port} 4 1000000"));
-    assert_eq!(text, "that is all");
-    assert_eq!(heard.recv_timeout(SOON), Ok(noise_digest(4, 1_000_000)));
-}
-
-fn learns_why_not(machine: &mut Machine) {
-    let closed = peers::closed_port();
-    for (peer, why) in [
-        (format!("{GATEWAY}:{closed}"), "ConnectionRefused"),
-        (format!("[{GATEWAY6}]:{closed}"), "ConnectionRefused"),
-        (format!("{UNREACHABLE}:80"), "HostUnreachable"),
-        (format!("{NO_ROUTE}:80"), "NetworkUnreachable"),
-        (format!("[{NO_ROUTE6}]:80"), "NetworkUnreachable"),
-    ] {
-        assert_eq!(machine.try_run(&format!("probe connect {peer}")), (1, why.to_owned()), "{peer}");
-    }
-}
-
-/// The guest's own server, through forwarded ports.
-fn serves(machine: &mut Machine, daemon: &Daemon<'_>) {
-    machine.run("httpd -h /tmp -p 80");
-    let forwards = daemon.forwards();
-    assert_eq!(forwards.len(), 2);
-    for forwarded in forwards {
-        let digest = peers::fetch_digest(forwarded, "/bulk").expect("the guest serves");
-        assert_eq!(digest, noise_digest(7, BULK), "{forwarded}");
-    }
-}
-
-#[test]
-fn machines_come_and_go_without_disturbing_each_other() {
-    let world = World::new();
-    let daemon = Daemon::start(&world, &[]);
-    let mut first = boot(&world, &daemon, 1);
-    assert!(first.dhcp().contains("ip=10.0.2.15\n"));
-    let mut second = boot(&world, &daemon, 2);
-    assert!(second.dhcp().contains("ip=10.0.2.16\n"));
-    second.run("ping -c 3 -W 10 10.0.2.15");
-
-    // The second is killed in mid transfer.
-    let (sender, receiver) = channel();
-    let port = peers::tcp(move |mut stream| {
-        let ended = io::copy(&mut Noise::new(1), &mut stream).map_err(|error| error.kind());
-        // Nobody listens any more when the test has ended.
-        let _ = sender.send((ended, Instant::now()));
-        Ok(())
-    });
-    second.start_script(&format!("probe receive-then-send {GATEWAY}:{port} 1 0"));
-    eventually("the transfer runs", || {
-        let flows = daemon.list("flows");
-        flows.iter().any(|flow| flow["bytes_in"].as_u64().unwrap() > 1 << 20).then_some(())
-    });
-    let killed = Instant::now();
-    second.process.signal(Signal::KILL);
-    let (ended, at) = receiver.recv_timeout(SOON).unwrap();
-    assert_eq!(ended, Err(ErrorKind::ConnectionReset));
-    assert!(at - killed < Duration::from_secs(1), "{:?}", at - killed);
-    drop(second);
-    eventually("its port is gone", || (daemon.list("ports").len() == 1).then_some(()));
-    daemon.until_none("flows");
-
-    // It comes back to the address that it had, and the first has noticed nothing.
-    let mut second = boot(&world, &daemon, 2);
-    assert!(second.dhcp().contains("ip=10.0.2.16\n"));
-    let http = SocketAddrV4::new(GATEWAY, peers::http());
-    for machine in [&mut first, &mut second] {
-        let digest = machine.run(&format!("wget -q -O - http://{http}/5/1000000 | sha256sum"));
-        assert_eq!(digest, noise_digest(5, 1_000_000) + "  -");
-    }
-    first.run("ping -c 3 -W 10 10.0.2.16");
 }
