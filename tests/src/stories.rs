@@ -48,7 +48,7 @@ pub fn a_machine_is_on_a_working_network(
         "ip=10.0.2.15\nsubnet=255.255.255.0\nmask=24\nrouter=10.0.2.2\ndns=10.0.2.3\nlease=86400\n\
          serverid=10.0.2.2\nmtu=1400\nhostname=guest-one\ndomain=lab.example\nsearch=one.example"
     );
-    has_ipv6(&mut machine, CARD);
+    has_ipv6(&mut machine, CARD, 1400);
     pings(&mut machine);
     resolves(&mut machine);
     transfers(&mut machine);
@@ -60,13 +60,13 @@ pub fn a_machine_is_on_a_working_network(
     // A guest that starts anew is the same guest, and finds the network as it was.
     machine.reboot();
     assert_eq!(machine.dhcp(), lease);
-    has_ipv6(&mut machine, CARD);
+    has_ipv6(&mut machine, CARD, 1400);
     pings(&mut machine);
     assert_eq!(daemon.list("leases").len(), 1);
 }
 
 /// The machine makes itself an address, and learns the router and the MTU.
-pub fn has_ipv6(machine: &mut Machine, card: u8) {
+pub fn has_ipv6(machine: &mut Machine, card: u8, mtu: u32) {
     let shown = machine.run(
         "n=0; until ip -6 address show dev eth0 scope global | grep -v tentative | grep inet6; do \
          n=$((n+1)); [ $n -lt 200 ] || exit 1; sleep 0.1; done; \
@@ -74,7 +74,7 @@ pub fn has_ipv6(machine: &mut Machine, card: u8) {
     );
     assert!(shown.contains(&format!("inet6 {}/64", slaac(card))), "{shown}");
     assert!(shown.contains("default via fe80::5055:aff:fe00:202"), "{shown}");
-    assert!(shown.ends_with("\n1400"), "{shown}");
+    assert!(shown.ends_with(&format!("\n{mtu}")), "{shown}");
 }
 
 fn pings(machine: &mut Machine) {

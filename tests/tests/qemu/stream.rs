@@ -31,7 +31,7 @@ fn a_machine_without_ipv4_reads_what_an_ipv4_host_has() {
     let daemon = Daemon::start(&world, &options);
     let mut machine = boot(&world, &daemon, 0x56);
     machine.run("ip link set eth0 up");
-    has_ipv6(&mut machine, 0x56);
+    has_ipv6(&mut machine, 0x56, 1400);
     // A name that has an IPv4 address alone.
     let found = machine.run(&format!("nslookup -type=aaaa counted.test {NAMESERVER6}"));
     assert!(found.contains("64:ff9b::c000:250"), "{found}");
