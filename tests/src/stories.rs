@@ -62,7 +62,9 @@ pub fn a_machine_is_on_a_working_network(
     assert_eq!(machine.dhcp(), lease);
     has_ipv6(&mut machine, CARD, 1400);
     pings(&mut machine);
-    assert_eq!(daemon.list("leases").len(), 1);
+    for what in ["leases", "ports"] {
+        assert_eq!(daemon.list(what).len(), 1, "{what}");
+    }
 }
 
 /// The machine makes itself an address, and learns the router and the MTU.
@@ -83,7 +85,7 @@ fn pings(machine: &mut Machine) {
     for address in addresses {
         machine.run(&format!("ping -c 1 -W 10 {address}"));
         // In fragments, both ways.
-        let large = machine.run(&format!("ping -c 2 -W 10 -s 60000 {address}"));
+        let large = machine.run(&format!("ping -A -c 2 -W 10 -s 60000 {address}"));
         assert_eq!(large.matches("60008 bytes from").count(), 2, "{large}");
     }
 }
@@ -180,7 +182,7 @@ pub fn machines_come_and_go(options: &[&str], boot: impl Fn(&World, &Daemon<'_>,
     assert!(first.dhcp().contains("ip=10.0.2.15\n"));
     let mut second = boot(&world, &daemon, 2);
     assert!(second.dhcp().contains("ip=10.0.2.16\n"));
-    second.run("ping -c 3 -W 10 10.0.2.15");
+    second.run("ping -A -c 3 -W 10 10.0.2.15");
 
     // The second is killed in mid transfer.
     let (sender, receiver) = channel();
@@ -212,5 +214,5 @@ pub fn machines_come_and_go(options: &[&str], boot: impl Fn(&World, &Daemon<'_>,
         let digest = machine.run(&format!("wget -q -O - http://{http}/5/1000000 | sha256sum"));
         assert_eq!(digest, noise_digest(5, 1_000_000) + "  -");
     }
-    first.run("ping -c 3 -W 10 10.0.2.16");
+    first.run("ping -A -c 3 -W 10 10.0.2.16");
 }

@@ -1,5 +1,7 @@
 //! User Mode Linux machines, which have their network by vhost-user.
+
 #![expect(
+    clippy::indexing_slicing,
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "whatever goes wrong here is the failure of a test"
@@ -7,6 +9,7 @@
 
 mod bulk;
 mod lab;
+mod neighbours;
 mod restart;
 mod stories;
 
