@@ -2,16 +2,18 @@
 
 use usernet_tests::stories;
 
-use crate::{LISTEN, boot};
+use crate::{LISTEN, SOCKET, boot};
 
 #[test]
 fn a_machine_is_on_a_working_network() {
     stories::a_machine_is_on_a_working_network(&LISTEN, boot);
 }
 
+/// The machine sets up both pairs of queues and, with its one processor, uses one.
 #[test]
-fn a_machine_of_several_workers_is_on_a_working_network() {
-    stories::a_machine_is_on_a_working_network(&[&LISTEN[..], &["--workers", "2"]].concat(), boot);
+fn a_machine_that_is_offered_two_pairs_of_queues_is_on_a_working_network() {
+    let listen = format!("{SOCKET},queues=2");
+    stories::a_machine_is_on_a_working_network(&["--vhost-user", &listen, "--workers", "2"], boot);
 }
 
 #[test]
