@@ -11,7 +11,8 @@ use clap::{ArgAction, Args, Id, Parser, Subcommand};
 use usernet::{Config, ForwardRule, IPV6_MIN_MTU, MulticastService, Net6, Outbound};
 
 use crate::Usage;
-use crate::listen::{Endpoint, VhostUser};
+use crate::endpoint::Endpoint;
+use crate::guests::{MAX_QUEUES, Speaks, VhostUser};
 
 /// A network for virtual machines that needs no privilege on the host.
 ///
@@ -73,10 +74,12 @@ pub(crate) struct DaemonArgs {
     pub(crate) connect: Vec<Endpoint>,
     /// Listen for vhost-user front ends on a Unix socket; repeatable
     ///
-    /// The guest's own rings are served, in memory that it shares: QEMU with a shared memory backend and
-    /// `-netdev vhost-user`, or User Mode Linux. PATH,queues=N offers so many pairs of queues, each served by
-    /// a worker of its own [default: 1].
-    #[arg(long, value_name = "PATH[,queues=N]")]
+    /// The fastest way for a machine: its own rings are served, in memory that it shares. QEMU with a shared
+    /// memory backend and `-netdev vhost-user`, or User Mode Linux; what to give them is printed. `queues`
+    /// offers so many pairs of queues, each served by a worker of its own: as many as the guest has processors
+    /// is best [default: 1]. With `connect`, it is the front end that listens (`-chardev socket,server=on`),
+    /// and a connection that ends, or cannot be had yet, is tried again. A comma in PATH is written twice.
+    #[arg(long, value_name = "PATH[,queues=N][,connect]")]
     pub(crate) vhost_user: Vec<VhostUser>,
     /// Answer `usernet ctl` and HTTP on this Unix socket
     ///
@@ -94,6 +97,33 @@ pub(crate) struct DaemonArgs {
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
     pub(crate) verbosity: Verbosity,
+}
+
+impl DaemonArgs {
+    /// The configuration that the options describe, checked: unless told otherwise, with workers for all
+    /// queues that one guest may have.
+    pub(crate) fn config(&self) -> Result<Config, Usage> {
+        let queues = self.vhost_user.iter().map(|socket| socket.queues).max().unwrap_or(NonZeroU16::MIN);
+        self.network
+            .config_for("--vhost-user PATH,queues=", queues, |config| config.worker_count().max(queues))
+    }
+
+    /// Where to listen for guests.
+    pub(crate) fn listeners(&self) -> Vec<(Endpoint, Speaks)> {
+        self.sockets(&self.listen, false)
+    }
+
+    /// Where guests listen.
+    pub(crate) fn listening(&self) -> Vec<(Endpoint, Speaks)> {
+        self.sockets(&self.connect, true)
+    }
+
+    fn sockets(&self, streams: &[Endpoint], connect: bool) -> Vec<(Endpoint, Speaks)> {
+        let streams = streams.iter().map(|endpoint| (endpoint.clone(), Speaks::Frames));
+        let vhost_user = self.vhost_user.iter().filter(|socket| socket.connect == connect);
+        let vhost_user = vhost_user.map(|socket| (socket.endpoint.clone(), Speaks::VhostUser(socket.queues)));
+        streams.chain(vhost_user).collect()
+    }
 }
 
 /// Run a command as a guest
@@ -146,15 +176,34 @@ pub(crate) struct RunArgs {
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
     pub(crate) verbosity: Verbosity,
+    /// Serve the guest's own rings, in memory that QEMU shares: faster by far
+    ///
+    /// The machine's memory becomes a shared memory backend of the size that -m says [default: 128M].
+    #[arg(long)]
+    pub(crate) vhost_user: bool,
+    /// With --vhost-user, pairs of queues of the guest's device, each served by a worker
+    ///
+    /// As many as the guest has processors is best.
+    #[arg(long, value_name = "N", default_value = "1", requires = "vhost_user")]
+    #[arg(value_parser = number::<NonZeroU16>(1..=MAX_QUEUES), allow_negative_numbers = true)]
+    pub(crate) queues: NonZeroU16,
     /// The QEMU command and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "QEMU", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
 }
 
+impl RunArgs {
+    /// The configuration that the options describe, checked.
+    pub(crate) fn config(&self) -> Result<Config, Usage> {
+        self.network.config_of_one(self.queues)
+    }
+}
+
 const RUN_EXAMPLES: &str = "\
 Examples:
   usernet run qemu-system-x86_64 -m 1G -nographic disk.img
-  usernet run --hostfwd tcp:127.0.0.1:10022-:22 --mtu 65520 -- qemu-system-aarch64 -M virt ...";
+  usernet run --hostfwd tcp:127.0.0.1:10022-:22 --mtu 65520 -- qemu-system-aarch64 -M virt ...
+  usernet run --vhost-user --queues 4 -- qemu-system-x86_64 -enable-kvm -smp 4 -m 4G disk.img";
 
 /// What a network can be told.
 #[derive(Debug, Args)]
@@ -271,8 +320,9 @@ pub(crate) struct NetworkArgs {
     pub(crate) pcap: Option<PathBuf>,
     /// Threads that move frames, 64 at most [default: one a processor, 8 at most]
     ///
-    /// A guest is served by one of them, or by one for each of its queues (exec --queues). For exec and run,
-    /// whose network has one guest, the default is as many as it has queues.
+    /// A guest is served by one of them, or by one for each of its queues (exec --queues, --vhost-user
+    /// PATH,queues=N); there are no fewer by default. For exec and run, whose network has one guest, the default
+    /// is as many as it has queues.
     #[arg(long, value_name = "N")]
     #[arg(value_parser = number::<NonZeroU16>(1..=64), allow_negative_numbers = true)]
     pub(crate) workers: Option<NonZeroU16>,
@@ -340,7 +390,7 @@ pub(crate) struct ExecGuestArgs {
 
 impl NetworkArgs {
     /// The configuration that the options describe, checked.
-    pub(crate) fn config(&self) -> Result<Config, Usage> {
+    fn config(&self) -> Result<Config, Usage> {
         self.check_kinds()?;
         let config = match &self.net {
             Some(net) => Config::for_net(net.address, net.prefix_len),
@@ -374,13 +424,24 @@ impl NetworkArgs {
 
     /// The same for a network of one guest: unless told otherwise, as many workers as it has queues.
     pub(crate) fn config_of_one(&self, queues: NonZeroU16) -> Result<Config, Usage> {
+        self.config_for("--queues ", queues, |_| queues)
+    }
+
+    /// The same for guests with as many queues as `option` says, where unless told otherwise there are so many
+    /// `workers`.
+    fn config_for(
+        &self,
+        option: &str,
+        queues: NonZeroU16,
+        workers: impl FnOnce(&Config) -> NonZeroU16,
+    ) -> Result<Config, Usage> {
         let config = self.config()?;
-        match config.workers {
-            Some(workers) if workers < queues => Err(Usage(format!(
-                "--queues {queues} needs as many workers, and --workers {workers} gives fewer: leave it out, or \
-                 use fewer queues"
+        match self.workers {
+            Some(given) if given < queues => Err(Usage(format!(
+                "{option}{queues} needs as many workers, and --workers {given} gives fewer: leave it out, or use \
+                 fewer queues"
             ))),
-            workers => Ok(Config { workers: workers.or(Some(queues)), ..config }),
+            given => Ok(Config { workers: Some(given.unwrap_or_else(|| workers(&config))), ..config }),
         }
     }
 
@@ -593,7 +654,8 @@ mod tests {
         let cli = parse(&format!("usernet {options}"))?;
         let config = match &cli.command {
             Some(Command::Exec(exec)) => exec.network.config_of_one(exec.queues),
-            _ => cli.daemon.network.config(),
+            Some(Command::Run(run)) => run.config(),
+            _ => cli.daemon.config(),
         };
         config.map_err(|Usage(why)| why)
     }
@@ -605,7 +667,8 @@ mod tests {
 
     #[test]
     fn no_option_is_the_default_network() {
-        assert_eq!(config(""), Ok(Config::default()));
+        let workers = Some(Config::default().worker_count());
+        assert_eq!(config(""), Ok(Config { workers, ..Config::default() }));
     }
 
     #[test]
@@ -657,7 +720,17 @@ mod tests {
 
     #[test]
     fn a_network_may_be_restricted() {
-        assert_eq!(config("--restrict"), Ok(Config { restrict: true, ..Config::default() }));
+        assert_eq!(config("--restrict"), Ok(Config { restrict: true, ..config("").unwrap() }));
+    }
+
+    #[test]
+    fn there_are_workers_for_all_queues() {
+        let workers = |options| config(options).unwrap().workers.unwrap().get();
+        assert_eq!(workers("--vhost-user a,queues=40 --vhost-user b,queues=2"), 40);
+        assert_eq!(workers("--vhost-user a"), workers(""));
+        assert_eq!(workers("--vhost-user a,queues=2 --workers 3"), 3);
+        assert_eq!(workers("run --vhost-user --queues 3 qemu"), 3);
+        assert_eq!(workers("run qemu"), 1);
     }
 
     #[test]
@@ -723,6 +796,11 @@ mod tests {
             ("exec --queues a", "a number from 1 to 16"),
             ("exec --queues -1", "a number from 1 to 16"),
             ("exec --queues 2 --workers 1", "--workers 1 gives fewer: leave it out"),
+            ("--workers 1 --vhost-user a,queues=2", "--vhost-user PATH,queues=2 needs as many workers"),
+            ("--vhost-user a,queue=2", "after the path come queues=N and connect"),
+            ("run --queues 2 qemu", "--vhost-user"),
+            ("run --vhost-user --queues 65 qemu", "a number from 1 to 64"),
+            ("run --vhost-user --queues 2 --workers 1 qemu", "--workers 1 gives fewer: leave it out"),
             ("--outbound-addr eth0", "by --outbound-interface"),
             ("--outbound-addr 192.0.2.1 --outbound-addr 192.0.2.2", "leave by 192.0.2.1 already"),
             ("--outbound-addr 127.0.0.1", "nothing leaves this host by 127.0.0.1"),
@@ -743,8 +821,8 @@ mod tests {
     #[test]
     fn no_unknown_option_is_proposed_as_a_program() {
         assert_eq!(
-            parse("usernet run --queues 2 -- qemu").unwrap_err(),
-            "unexpected argument '--queues' found (usernet --help tells more)"
+            parse("usernet run --listen 2 -- qemu").unwrap_err(),
+            "unexpected argument '--listen' found (usernet --help tells more)"
         );
     }
 

@@ -31,8 +31,9 @@ use tracing::debug;
 use usernet::link::tap::TapLink;
 use usernet::{Error, ForwardRule, GuestConfig, Handle};
 
+use crate::endpoint::Endpoint;
 use crate::handover::{Answer, Incoming, Offer, line_of};
-use crate::listen::{Acceptor, Endpoint, Listener};
+use crate::listen::{Acceptor, Listener};
 use crate::paths::MadeFile;
 
 /// A request for a new forward.

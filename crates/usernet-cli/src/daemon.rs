@@ -11,7 +11,9 @@ use tracing::{info, warn};
 use usernet::Network;
 
 use crate::args::{ControlPath, DaemonArgs};
-use crate::listen::{Endpoint, Listener, Speaks, VhostUser, keep_connected, welcome_guests};
+use crate::endpoint::Endpoint;
+use crate::guests::{Speaks, invitation, keep_connected, welcome};
+use crate::listen::Listener;
 use crate::paths::{Folder, MadeFile, default_control, default_folder};
 use crate::{control, sys};
 
@@ -21,7 +23,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
             .with_context(|| format!("--ready-fd {number}: this process was not given such a descriptor"))
     });
     let ready = ready.transpose()?;
-    let config = args.network.config()?;
+    let config = args.config()?;
     let mtu = config.mtu;
 
     // From here on a signal is noted, so that whatever has been made until then is unmade.
@@ -32,42 +34,34 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     };
 
     // Dropped in reverse: the files before the folder that they are in.
-    let mut listen = args.listen.clone();
-    let nowhere = listen.is_empty() && args.connect.is_empty() && args.vhost_user.is_empty();
+    let (mut listen, connect) = (args.listeners(), args.listening());
+    let nowhere = listen.is_empty() && connect.is_empty();
     let _folder = (nowhere || args.control.is_none()).then(|| Folder::make(default_folder())).transpose()?;
     if nowhere {
-        listen.push(Endpoint::Unix(default_folder().join("guest.sock")));
+        listen.push((Endpoint::Unix(default_folder().join("guest.sock")), Speaks::Frames));
     }
     let mut sockets = Vec::new();
     let mut files = Vec::new();
-    for endpoint in &listen {
-        let (listener, file) = Listener::bind(endpoint, "--listen")?;
-        sockets.push(listener);
-        files.extend(file);
-    }
-    let mut vhost_user = Vec::new();
-    for VhostUser { path, queues } in &args.vhost_user {
-        let (listener, file) = Listener::bind(&Endpoint::Unix(path.clone()), "--vhost-user")?;
-        vhost_user.push((listener, Speaks::VhostUser(*queues)));
+    for (endpoint, speaks) in &listen {
+        let (listener, file) = Listener::bind(endpoint, speaks.option())?;
+        sockets.push((listener, *speaks));
         files.extend(file);
     }
     let control = bind_control(args.control.as_ref(), &mut files)?;
     if let Some(path) = &args.pid_file {
         files.push(write_pid(path)?);
     }
-    let invitations: String = sockets.iter().map(|listener| listener.invitation(mtu)).collect();
+    let invitations: String =
+        sockets.iter().map(|(listener, speaks)| invitation(listener.endpoint(), *speaks, mtu)).collect();
 
     let network = Network::start(config)?;
     let handle = network.handle();
     let _runtime = handle.runtime().enter();
-    for listener in sockets {
-        tokio::spawn(welcome_guests(listener.accept()?, Speaks::Frames, handle.clone()));
+    for (listener, speaks) in sockets {
+        tokio::spawn(welcome(listener.accept()?, speaks, handle.clone()));
     }
-    for (listener, speaks) in vhost_user {
-        tokio::spawn(welcome_guests(listener.accept()?, speaks, handle.clone()));
-    }
-    for endpoint in &args.connect {
-        tokio::spawn(keep_connected(endpoint.clone(), handle.clone()));
+    for (endpoint, speaks) in connect {
+        tokio::spawn(keep_connected(endpoint, speaks, handle.clone()));
     }
     if let Some(listener) = control {
         tokio::spawn(control::answer(listener.accept()?, handle.clone()));

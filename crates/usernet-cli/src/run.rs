@@ -1,9 +1,9 @@
 //! `usernet run`: QEMU with a network in this process.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::num::NonZeroU16;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -16,22 +16,35 @@ use usernet::link::stream::StreamLink;
 use crate::Usage;
 use crate::args::RunArgs;
 use crate::handover::random_mac;
+use crate::qemu::{Backend, Card};
 use crate::supervise::supervise;
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let (program, rest) =
         args.command.split_first().ok_or_else(|| Usage("name the QEMU command to run".into()))?;
-    let config = args.network.config_of_one(NonZeroU16::MIN)?;
-    let device = device(program, rest, random_mac()?, config.mtu);
+    let config = args.config()?;
+    let name = program.to_string_lossy();
+    let (ours, qemus) = UnixStream::pair()?;
+    let descriptor = qemus.as_raw_fd();
+    let backend = if args.vhost_user {
+        Backend::vhost_user_fd(descriptor, memory(rest)?, args.queues)
+    } else {
+        Backend::stream_fd(descriptor)
+    };
+    let (driver, mac) = (driver(program, rest), Some(random_mac()?));
+    let card = Card { id: "usernet0", backend, driver, mac, mtu: config.mtu };
 
     let network = Network::start(config)?;
-    let (ours, qemus) = UnixStream::pair()?;
-    network.handle().attach(StreamLink::new(ours.into())?, &program.to_string_lossy())?;
+    if args.vhost_user {
+        network.handle().attach_vhost_user(ours, args.queues, &name)?;
+    } else {
+        network.handle().attach(StreamLink::new(ours.into())?, &name)?;
+    }
 
     fcntl_setfd(&qemus, FdFlags::empty())?;
     let child = Command::new(program)
         .args(rest)
-        .args(["-netdev", &netdev(qemus.as_raw_fd()), "-device", &device])
+        .args(card.arguments())
         .spawn()
         .map_err(|error| not_started(program, error))?;
     // The guest's end of the link is QEMU's alone, so that the link ends with it.
@@ -41,30 +54,64 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     Ok(code)
 }
 
-fn netdev(descriptor: RawFd) -> String {
-    format!("stream,id=usernet0,server=off,addr.type=fd,addr.str={descriptor}")
-}
-
 /// The virtio-net device that the machine has a bus for.
-fn device(program: &OsStr, arguments: &[OsString], mac: [u8; 6], mtu: u16) -> String {
+fn driver(program: &OsStr, arguments: &[OsString]) -> &'static str {
     let program = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
-    let microvm = arguments.windows(2).any(|pair| {
-        let [option, value] = pair else { return false };
-        let value = value.to_string_lossy();
-        ["-M", "-machine", "--machine"].iter().any(|name| option == name)
-            && value.split(',').any(|part| part.trim_start_matches("type=") == "microvm")
-    });
-    let driver = if program.ends_with("s390x") {
+    let microvm = machine(arguments).any(|part| part.trim_start_matches("type=") == "microvm");
+    if program.ends_with("s390x") {
         "virtio-net-ccw"
     } else if microvm || program.ends_with("m68k") {
         "virtio-net-device"
     } else {
         "virtio-net-pci"
-    };
-    let [a, b, c, d, e, f] = mac;
-    let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-    let host_mtu = if mtu == 1500 { String::new() } else { format!(",host_mtu={mtu}") };
-    format!("{driver},netdev=usernet0,mac={mac}{host_mtu}")
+    }
+}
+
+/// The size of the machine's memory, as QEMU writes one.
+///
+/// # Errors
+/// The memory is laid out in ways that adding a shared backend for all of it would not fit.
+fn memory(arguments: &[OsString]) -> Result<String, Usage> {
+    let mut size = "128M".to_owned();
+    let mut other =
+        ["numa", "mem-path"].into_iter().find(|option| values(arguments, option).next().is_some());
+    if machine(arguments).any(|part| part.starts_with("memory-backend=")) {
+        other = Some("machine memory-backend=");
+    }
+    for value in values(arguments, "m") {
+        for (at, part) in value.split(',').enumerate() {
+            match part.split_once('=') {
+                Some(("size", given)) => size = given.to_owned(),
+                None if at == 0 => size = part.to_owned(),
+                Some(("slots" | "maxmem", _)) => other = Some("m slots=,maxmem="),
+                // What else is wrong there, QEMU says.
+                _ => {}
+            }
+        }
+    }
+    if let Some(option) = other {
+        return Err(Usage(format!(
+            "--vhost-user makes the machine's memory one shared piece, and -{option} wants it otherwise: leave one \
+             of the two out, or start a daemon (usernet --vhost-user PATH) and QEMU with shared memory of your own"
+        )));
+    }
+    // Without a unit, -m is in MiB and a backend's size in bytes.
+    Ok(if size.ends_with(|last: char| last.is_ascii_digit()) { size + "M" } else { size })
+}
+
+/// The properties of the machine.
+fn machine(arguments: &[OsString]) -> impl Iterator<Item = String> {
+    let given = values(arguments, "M").chain(values(arguments, "machine"));
+    given.flat_map(|value| value.split(',').map(str::to_owned).collect::<Vec<_>>())
+}
+
+/// The values that an option of QEMU's is given. It may begin with two dashes.
+fn values<'a>(arguments: &'a [OsString], option: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+    arguments.windows(2).filter_map(move |pair| {
+        let [name, value] = pair else { return None };
+        let name = name.to_str()?.strip_prefix('-')?;
+        (name.strip_prefix('-').unwrap_or(name) == option).then(|| value.to_string_lossy())
+    })
 }
 
 fn not_started(program: &OsStr, error: io::Error) -> anyhow::Error {
@@ -82,20 +129,53 @@ fn not_started(program: &OsStr, error: io::Error) -> anyhow::Error {
 mod tests {
     use super::*;
 
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
     #[test]
     fn the_device_fits_the_machine() {
-        let device = |line: &str, mtu| {
-            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-            device(&words[0], &words[1..], [0x52, 0x54, 0, 0xa, 0xb, 0xc], mtu)
-        };
-        let pci = "virtio-net-pci,netdev=usernet0,mac=52:54:00:0a:0b:0c";
-        assert_eq!(device("qemu-system-x86_64 -m 512", 1500), pci);
-        assert_eq!(device("/usr/bin/qemu-system-aarch64 -M virt", 1500), pci);
-        assert_eq!(device("qemu-system-x86_64", 9000), format!("{pci},host_mtu=9000"));
-        assert!(device("qemu-system-s390x", 1500).starts_with("virtio-net-ccw,"));
-        assert!(device("qemu-system-x86_64 -M microvm,pic=off", 1500).starts_with("virtio-net-device,"));
-        assert!(device("qemu-system-x86_64 -machine type=microvm", 1500).starts_with("virtio-net-device,"));
-        assert!(device("qemu-system-x86_64 -name microvm", 1500).starts_with("virtio-net-pci,"));
+        for (line, expected) in [
+            ("qemu-system-x86_64 -m 512", "virtio-net-pci"),
+            ("/usr/bin/qemu-system-aarch64 -M virt", "virtio-net-pci"),
+            ("qemu-system-s390x", "virtio-net-ccw"),
+            ("qemu-system-x86_64 -M microvm,pic=off", "virtio-net-device"),
+            ("qemu-system-x86_64 -machine type=microvm", "virtio-net-device"),
+            ("qemu-system-x86_64 --machine accel=tcg,type=microvm", "virtio-net-device"),
+            ("qemu-system-x86_64 -name microvm", "virtio-net-pci"),
+        ] {
+            let words = words(line);
+            assert_eq!(driver(&words[0], &words[1..]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_as_large_as_the_machines() {
+        for (line, expected) in [
+            ("-M q35 -smp 2", "128M"),
+            ("-m 512", "512M"),
+            ("-m 1G -cpu max", "1G"),
+            ("--m 1.5G", "1.5G"),
+            ("-m size=2048", "2048M"),
+            ("-m 1G -m 3072m", "3072m"),
+            ("-machine q35,accel=kvm -m 4T", "4T"),
+        ] {
+            assert_eq!(memory(&words(line)).map_err(|Usage(why)| why), Ok(expected.to_owned()), "{line}");
+        }
+    }
+
+    #[test]
+    fn memory_that_is_laid_out_already_is_refused() {
+        for (line, named) in [
+            ("-m 1G,slots=2,maxmem=4G", "-m slots=,maxmem="),
+            ("-m size=1G,maxmem=4G", "-m slots=,maxmem="),
+            ("-M q35,memory-backend=mine", "-machine memory-backend="),
+            ("-numa node,memdev=mine", "-numa"),
+            ("-mem-path /dev/hugepages", "-mem-path"),
+        ] {
+            let Usage(why) = memory(&words(line)).expect_err(line);
+            assert!(why.contains(&format!("{named} wants it otherwise: leave one")), "{line}: {why}");
+        }
     }
 
     #[test]

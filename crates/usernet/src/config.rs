@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::thread;
 
 use usernet_core::nat64;
 
@@ -118,6 +119,14 @@ impl Config {
             pcap: None,
             workers: None,
         }
+    }
+
+    /// How many workers there are: [`Config::workers`], or what stands for it.
+    pub fn worker_count(&self) -> NonZeroU16 {
+        // More are not likely to be used.
+        const MOST: NonZeroU16 = NonZeroU16::new(8).expect("it is not 0");
+        let processors = || thread::available_parallelism().ok()?.try_into().ok();
+        self.workers.unwrap_or_else(|| processors().unwrap_or(NonZeroU16::MIN).min(MOST))
     }
 
     /// Checks that the parts fit together.

@@ -68,7 +68,7 @@ impl Network {
             start_control().map_err(Error::io("cannot start the control thread"))?;
         let (ended_sender, ended) = watch::channel(false);
         let ended_sender = Arc::new(ended_sender);
-        let workers = config.workers.map_or_else(default_workers, |workers| workers.get());
+        let workers = config.worker_count().get();
         let mut inboxes = Vec::new();
         for _ in 0..workers {
             inboxes.push(mail().map_err(Error::io("cannot make an eventfd"))?);
@@ -181,12 +181,6 @@ impl Drop for End {
     fn drop(&mut self) {
         self.0.send_replace(true);
     }
-}
-
-/// As many workers as there are processors, while that is not more than guests are likely to use.
-fn default_workers() -> u16 {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    u16::try_from(processors).unwrap_or(u16::MAX).min(8)
 }
 
 /// Starts the thread that runs the control plane: DNS, and what the embedder adds.
