@@ -125,12 +125,14 @@ fn table(request: &CtlRequest, answer: &[u8]) -> Result<String> {
                 "PORT",
                 "LINK",
                 "NAME",
+                "QUEUES",
                 "FRAMES OUT",
                 "BYTES OUT",
                 "FRAMES IN",
                 "BYTES IN",
                 "DROPS",
                 "ADDRESSES",
+                "TROUBLE",
             ],
             parse::<Vec<PortInfo>>(answer)?.into_iter().map(|port| {
                 let addresses: Vec<_> = port.addresses.iter().map(ToString::to_string).collect();
@@ -138,12 +140,14 @@ fn table(request: &CtlRequest, answer: &[u8]) -> Result<String> {
                     port.port.to_string(),
                     port.kind,
                     port.name,
-                    port.rx_frames.to_string(),
-                    port.rx_bytes.to_string(),
-                    port.tx_frames.to_string(),
-                    port.tx_bytes.to_string(),
+                    port.queues.len().to_string(),
+                    port.traffic.rx_frames.to_string(),
+                    port.traffic.rx_bytes.to_string(),
+                    port.traffic.tx_frames.to_string(),
+                    port.traffic.tx_bytes.to_string(),
                     port.drops.to_string(),
                     addresses.join(" "),
+                    port.trouble.unwrap_or_else(none),
                 ]
             }),
         ),
@@ -212,6 +216,23 @@ mod tests {
             "10.0.2.16  52:54:00:00:00:02  -           12  1 min 1 s",
         ];
         let shown = table(&CtlRequest::Leases, answer).unwrap();
+        assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_guest_is_one_row_however_many_queues_it_has_and_says_why_it_rests() {
+        let answer = br#"[{"port":1,"name":"vm","kind":"vhost-user","addresses":["10.0.2.15","fd00::15"],
+            "rx_frames":3,"rx_bytes":300,"tx_frames":4,"tx_bytes":400,"drops":0,
+            "queues":[
+                {"queue":0,"worker":1,"rx_frames":3,"rx_bytes":300,"tx_frames":0,"tx_bytes":0},
+                {"queue":1,"worker":0,"rx_frames":0,"rx_bytes":0,"tx_frames":4,"tx_bytes":400}
+            ],
+            "trouble":"a chain of descriptors has no end"}]"#;
+        let shown = table(&CtlRequest::Ports, answer).unwrap();
+        let expected = [
+            "PORT  LINK        NAME  QUEUES  FRAMES OUT  BYTES OUT  FRAMES IN  BYTES IN  DROPS  ADDRESSES           TROUBLE",
+            "   1  vhost-user  vm         2           3        300          4       400      0  10.0.2.15 fd00::15  a chain of descriptors has no end",
+        ];
         assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
     }
 

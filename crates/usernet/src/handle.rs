@@ -96,7 +96,10 @@ impl Handle {
         let (links, session) = vhost_user::device(stream, queues, self.config.mtu).map_err(failed)?;
         let port = self.attach_queues(links, name)?;
         // Its end is the links' end, which the network tells of. Without a thread, it ends right here.
-        let run = move || drop(session.run());
+        let run = move || {
+            let _span = tracing::info_span!("vhost-user", port).entered();
+            drop(session.run());
+        };
         thread::Builder::new().name(format!("vhost-user {port}")).spawn(run).map_err(failed)?;
         Ok(port)
     }
@@ -194,7 +197,7 @@ impl Handle {
         let mut ports: BTreeMap<u32, PortInfo> = BTreeMap::new();
         for queue in self.ask_all(Command::Ports)?.into_iter().flatten() {
             match ports.get_mut(&queue.port) {
-                Some(port) => port.add(&queue),
+                Some(port) => port.add(queue),
                 None => drop(ports.insert(queue.port, queue)),
             }
         }

@@ -1,6 +1,7 @@
 //! What a network tells about itself. All of it serialises, for APIs and tables.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,43 @@ pub struct PortInfo {
     /// The addresses that the network knows of it: those that it leases, that it made itself (SLAAC), and
     /// that it was given by hand.
     pub addresses: Vec<IpAddr>,
-    /// Frames from the guest.
+    /// What has passed, all queues together.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Frames of this guest that were dropped.
+    pub drops: u64,
+    /// What has passed by each of its queues, or pairs of queues, in their order.
+    pub queues: Vec<QueueInfo>,
+    /// Why nothing moves until the guest sets its device up anew, if so: it has made this mistake.
+    pub trouble: Option<String>,
+}
+
+impl PortInfo {
+    /// Adds what the worker that has another queue of the same guest knows.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.traffic += other.traffic;
+        self.drops += other.drops;
+        self.queues.extend(other.queues);
+        self.queues.sort_by_key(|queue| queue.queue);
+    }
+}
+
+/// A queue of a guest, or a pair of them: one for each direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueInfo {
+    /// Its number, from 0 on.
+    pub queue: usize,
+    /// The number of the worker that serves it, from 0 on.
+    pub worker: usize,
+    /// What has passed by it.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+/// How much has passed between a guest and the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Frames from the guest (a super-frame counts once).
     pub rx_frames: u64,
     /// Bytes from the guest.
     pub rx_bytes: u64,
@@ -24,20 +61,14 @@ pub struct PortInfo {
     pub tx_frames: u64,
     /// Bytes to the guest.
     pub tx_bytes: u64,
-    /// Frames of this guest that were dropped.
-    pub drops: u64,
-    /// Why nothing moves until the guest sets its device up anew, if so: it has made this mistake.
-    pub trouble: Option<String>,
 }
 
-impl PortInfo {
-    /// Adds what another queue of the same guest has counted.
-    pub(crate) fn add(&mut self, queue: &Self) {
-        self.rx_frames += queue.rx_frames;
-        self.rx_bytes += queue.rx_bytes;
-        self.tx_frames += queue.tx_frames;
-        self.tx_bytes += queue.tx_bytes;
-        self.drops += queue.drops;
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.rx_frames += other.rx_frames;
+        self.rx_bytes += other.rx_bytes;
+        self.tx_frames += other.tx_frames;
+        self.tx_bytes += other.tx_bytes;
     }
 }
 

@@ -56,7 +56,9 @@ pub use config::{Config, ConfigError};
 pub use error::Error;
 pub use forward::{ForwardProtocol, ForwardRule, ParseForwardError};
 pub use handle::Handle;
-pub use info::{DropInfo, FlowInfo, ForwardInfo, GuestAddress, GuestConfig, LeaseInfo, PortInfo};
+pub use info::{
+    DropInfo, FlowInfo, ForwardInfo, GuestAddress, GuestConfig, LeaseInfo, PortInfo, QueueInfo, Traffic,
+};
 pub use net6::Net6;
 pub use network::Network;
 pub use outbound::Outbound;

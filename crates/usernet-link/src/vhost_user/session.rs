@@ -277,6 +277,10 @@ impl Session {
         if strange != 0 {
             return Err(format!("features {strange:#x} were not offered"));
         }
+        // Front ends say it again for each pair.
+        if features != self.features {
+            tracing::info!(features = feature::names(features), "the guest's driver has agreed on features");
+        }
         self.features = features;
         self.device.set_features(features);
         let (event_idx, indirect) = (self.has(feature::EVENT_IDX), self.has(feature::INDIRECT_DESC));

@@ -41,6 +41,26 @@ pub const GUEST_USO6: u64 = 1 << 55;
 /// UDP super-frames that we take.
 pub const HOST_USO: u64 = 1 << 56;
 
+/// Those that decide how fast a guest can be, by name, as far as they are among `features`.
+pub fn names(features: u64) -> String {
+    let named = [
+        (CSUM, "csum"),
+        (HOST_TSO4, "tso4"),
+        (HOST_TSO6, "tso6"),
+        (HOST_USO, "uso"),
+        (GUEST_CSUM, "guest_csum"),
+        (GUEST_TSO4, "guest_tso4"),
+        (GUEST_TSO6, "guest_tso6"),
+        (GUEST_USO4, "guest_uso4"),
+        (GUEST_USO6, "guest_uso6"),
+        (MRG_RXBUF, "mrg_rxbuf"),
+        (EVENT_IDX, "event_idx"),
+        (MQ, "mq"),
+    ];
+    let agreed = named.into_iter().filter(|(bit, _)| features & bit != 0);
+    agreed.map(|(_, name)| name).collect::<Vec<_>>().join(" ")
+}
+
 /// Those that a [`super::Device`] has by itself.
 pub const DEVICE: u64 = CSUM
     | GUEST_CSUM

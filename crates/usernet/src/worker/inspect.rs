@@ -8,24 +8,25 @@ use usernet_core::time::Instant;
 use usernet_core::wire::MacAddr;
 
 use super::Worker;
-use crate::{DropInfo, FlowInfo, LeaseInfo, PortInfo};
+use crate::{DropInfo, FlowInfo, LeaseInfo, PortInfo, QueueInfo};
 
 impl Worker {
     pub(super) fn port_infos(&mut self) -> Vec<PortInfo> {
         let addresses = self.parts.core.addresses();
         let info = |(port, counted): (PortId, &usernet_core::network::Port)| {
             let entry = self.ports.get(&port)?;
+            let worker = usize::from(self.parts.id.0);
+            let queue = self.parts.roster.of(port).into_iter().position(|other| other == worker);
+            let queue = queue.map(|queue| QueueInfo { queue, worker, traffic: entry.traffic });
             Some(PortInfo {
                 port: port.0,
                 name: entry.name.clone(),
                 kind: entry.kind.to_owned(),
                 addresses: addresses.iter().filter(|(at, _)| *at == port).map(|(_, addr)| *addr).collect(),
-                rx_frames: entry.rx_frames,
-                rx_bytes: entry.rx_bytes,
-                tx_frames: entry.tx_frames,
-                tx_bytes: entry.tx_bytes,
-                trouble: entry.trouble(),
+                traffic: entry.traffic,
                 drops: counted.drops.iter().map(|(_, count)| count).sum::<u64>() + entry.link_drops(),
+                queues: queue.into_iter().collect(),
+                trouble: entry.trouble(),
             })
         };
         self.parts.core.ports().filter_map(info).collect()

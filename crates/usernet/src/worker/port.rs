@@ -18,7 +18,7 @@ use super::datagram::Leaving;
 use super::peers::joined;
 use super::stream::Gathered;
 use super::{Command, Worker, token};
-use crate::{Error, capture};
+use crate::{Error, Traffic, capture};
 
 /// Batches that one link may hand in before the others have their turn.
 const BATCHES: usize = 4;
@@ -33,10 +33,7 @@ pub(crate) struct Port {
     tx: Box<dyn LinkTx>,
     pub(super) kind: &'static str,
     pub(super) name: String,
-    pub(super) rx_frames: u64,
-    pub(super) rx_bytes: u64,
-    pub(super) tx_frames: u64,
-    pub(super) tx_bytes: u64,
+    pub(super) traffic: Traffic,
     ready: bool,
     unflushed: bool,
     /// The system takes no more now: an event tells when it does.
@@ -84,10 +81,7 @@ impl Worker {
             tx: link.tx,
             kind: link.kind,
             name,
-            rx_frames: 0,
-            rx_bytes: 0,
-            tx_frames: 0,
-            tx_bytes: 0,
+            traffic: Traffic::default(),
             ready: false,
             unflushed: false,
             full: false,
@@ -185,8 +179,8 @@ impl Worker {
                 let bytes = (0..frames).map(|index| link.frame_len(index)).sum();
                 self.wait.moved(bytes);
                 if let Some(entry) = self.ports.get_mut(&port) {
-                    entry.rx_frames += frames as u64;
-                    entry.rx_bytes += bytes as u64;
+                    entry.traffic.rx_frames += frames as u64;
+                    entry.traffic.rx_bytes += bytes as u64;
                 }
                 *batch = 0..frames;
             }
@@ -469,8 +463,8 @@ impl Port {
             match attempt(&mut *self.tx) {
                 Room::Used(outcome) => {
                     let len = outcome?;
-                    self.tx_frames += 1;
-                    self.tx_bytes += len as u64;
+                    self.traffic.tx_frames += 1;
+                    self.traffic.tx_bytes += len as u64;
                     return Ok(Sent::Bytes(len));
                 }
                 Room::Unused => return Ok(Sent::Nothing),

@@ -47,7 +47,7 @@ fn a_flow_may_come_by_any_queue() {
     assert_eq!((of("udp"), of("tcp").min(1)), (1, of("tcp")), "each flow is one worker's: {flows:#?}");
     let ports = network.handle().ports().unwrap();
     assert_eq!(ports.len(), 1, "{ports:#?}");
-    assert!(ports[0].rx_bytes > BULK && ports[0].tx_bytes > BULK, "{ports:#?}");
+    assert!(ports[0].traffic.rx_bytes > BULK && ports[0].traffic.tx_bytes > BULK, "{ports:#?}");
 
     network.handle().detach(guest[0].port).unwrap();
     let gone = |queue: &mut Queue| matches!(queue.stream.read(&mut [0; 1 << 16]), Ok(0));
