@@ -8,6 +8,8 @@
 //! - a [`FakeHost`], whose ends have the semantics of real host ends and whose [`Peer`]s behave as
 //!   told.
 //!
+//! And [`virtio`]: the driver's side of a network device, for guests of real networks.
+//!
 //! A run is a function of its seed. Time jumps from one deadline to the next, so hours cost nothing.
 #![allow(
     clippy::unwrap_used,
@@ -24,6 +26,7 @@ mod link;
 mod sack;
 mod sim;
 mod smol;
+pub mod virtio;
 
 pub use bytes::{Digest, Hasher, Rng, digest_of, fill};
 pub use frames::{Segment, Unfinished, finish, packets, tcp_frame, udp_frame, udp_super_frame};

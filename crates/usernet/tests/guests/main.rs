@@ -4,6 +4,7 @@
 mod bounds;
 mod guest;
 mod stall;
+mod vhost;
 mod workers;
 
 use std::net::Ipv4Addr;
