@@ -9,7 +9,7 @@ use usernet_core::offload::{Capabilities, Checksum, Offload, SegmentKind};
 
 use super::memory::Memory;
 use super::pair::{Pair, RECEIVE, State, lock};
-use super::ring::{Buffer, Direction, RingError};
+use super::ring::{Buffer, Direction, Ring, RingError};
 use super::scattered::Scattered;
 use crate::segment::{MAX_HEADERS, finished};
 use crate::{LinkError, LinkTx, RoomTold, vnet};
@@ -171,16 +171,25 @@ impl Writer {
         max: usize,
     ) -> Result<usize, RingError> {
         let in_front = vnet::HEADER_LEN + header_len;
-        let room = self.take(state, in_front + segment.min(max), in_front + max)?;
-        let room = room.saturating_sub(in_front).min(max);
+        let packet = in_front + segment.min(max);
         let whole = state.takes.tcp4 && state.takes.tcp6 || max <= segment;
-        if whole || room == 0 {
+        let enough = if whole { in_front + max } else { packet };
+        let len = self.take(state, packet, enough)?;
+        if len == 0 {
+            return Ok(0);
+        }
+        if whole {
+            let room = (len - in_front).min(max);
             self.lent = Lent::Buffers { header_len, room };
             return Ok(room);
         }
+        // Each packet takes as many chains, so no more of them are made than there is room for.
+        let each = self.chains.len();
         self.forget(state);
-        self.lent = Lent::Scratch { room: max };
-        Ok(max)
+        let waiting = state.to_guest.ring.as_mut().map_or(Ok(0), Ring::waiting)?;
+        let room = (usize::from(waiting) / each.max(1) * segment).min(max);
+        self.lent = Lent::Scratch { room };
+        Ok(room)
     }
 
     /// Pushes the `room` that was reserved.
