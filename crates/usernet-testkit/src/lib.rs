@@ -10,6 +10,8 @@
 //!
 //! And [`virtio`]: the driver's side of a network device, for guests of real networks.
 //!
+//! And for tests of links, the [`driver`] of a guest's virtqueue.
+//!
 //! A run is a function of its seed. Time jumps from one deadline to the next, so hours cost nothing.
 #![allow(
     clippy::unwrap_used,
@@ -20,6 +22,7 @@
 )]
 
 mod bytes;
+pub mod driver;
 mod frames;
 mod host;
 mod link;

@@ -408,6 +408,9 @@ impl Session {
     /// Does what the driver asks by the control queue.
     fn serve_control(&mut self) -> Result<(), SessionError> {
         let most = self.device.queues() / 2;
+        if self.memory.is_lost() {
+            return Err(SessionError::Control { reason: "the guest's memory was cut short".into() });
+        }
         if let Err(error) = self.control.serve(&self.memory, most) {
             self.device.break_down(&error);
         }
@@ -478,7 +481,6 @@ fn layout(message: &Message, at: usize) -> Result<RegionLayout, String> {
 }
 
 fn map(memory: &mut Memory, message: &Message, at: usize, file: &File) -> Result<(), String> {
-    let region = Region::map(layout(message, at)?, file)
-        .map_err(|error| format!("memory cannot be mapped: {error}"))?;
+    let region = Region::map(layout(message, at)?, file).map_err(text)?;
     memory.add(region).ok_or_else(|| "regions overlap".to_owned())
 }

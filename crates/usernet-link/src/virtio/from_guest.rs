@@ -60,6 +60,7 @@ impl LinkRx for QueueRx {
     fn receive(&mut self) -> Result<Option<usize>, LinkError> {
         let state = &mut *lock(&self.pair.state);
         self.batch.give_back(state);
+        state.check_memory()?;
         self.pair.make_changes(state);
         if let Some(why) = state.ended.take() {
             return Err(why);

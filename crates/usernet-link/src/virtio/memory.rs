@@ -21,8 +21,33 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use rustix::io::Result;
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
+
+use super::fault::Guarded;
+
+/// File systems whose files somebody else serves, who may take as long as they like: FUSE, 9P, NFS, SMB
+/// (`linux/magic.h`).
+const SERVED: [u32; 5] = [0x6573_5546, 0x0102_1997, 0x6969, 0xff53_4d42, 0xfe53_4d42];
+const HUGETLBFS: u32 = 0x9584_58f6;
+
+/// Why memory cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// It has no length, or ends beyond the end of an address space.
+    #[error("a region of {:#x} bytes at {:#x} is no region", .0.len, .0.guest)]
+    Layout(RegionLayout),
+    /// What is to be mapped is no file on a file system of this host's own: an access could take for ever.
+    #[error("memory is to be a memory file, or one on tmpfs, hugetlbfs or a local disk")]
+    File,
+    /// The file has no such bytes.
+    #[error("the file has {0} bytes only")]
+    Short(u64),
+    /// The system does not map it.
+    #[error("it cannot be mapped: {0}")]
+    System(#[from] Errno),
+}
 
 /// Where one part of the guest's memory lies: for the guest, for the front end, and in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +64,13 @@ pub struct RegionLayout {
 }
 
 impl RegionLayout {
+    /// Where it ends in the file; `None` when it is none: it has no length, or ends nowhere.
+    fn end(self) -> Option<u64> {
+        let ends = [self.guest, self.rings, self.offset].map(|start| start.checked_add(self.len));
+        let [Some(_), Some(_), end] = ends else { return None };
+        end.filter(|_| self.len > 0)
+    }
+
     /// Whether another is in the same place; where in the file that is does not matter.
     fn is_at(self, other: Self) -> bool {
         (self.guest, self.rings, self.len) == (other.guest, other.rings, other.len)
@@ -49,11 +81,10 @@ impl RegionLayout {
 #[derive(Debug)]
 pub struct Region {
     layout: RegionLayout,
-    /// The whole mapping, from the start of the file.
-    base: NonNull<c_void>,
-    mapped: usize,
-    /// Where the region begins in the mapping.
-    start: usize,
+    /// Its first byte.
+    start: NonNull<u8>,
+    /// None where somebody else minds the mapping.
+    mapping: Option<Mapping>,
 }
 
 // SAFETY: it is memory of other processes as much as of ours; every access to it is volatile, atomic, or a
@@ -62,25 +93,58 @@ unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
 
+/// A file from its start on, in our address space.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<c_void>,
+    len: usize,
+    /// Ends before the mapping does.
+    guarded: Option<Guarded>,
+}
+
 impl Region {
-    /// Maps a region of `file`.
+    /// Maps a region of `file`. It may become shorter later: that costs its guest the link, and nobody
+    /// else anything.
     ///
     /// # Errors
-    /// It has no length, or does not fit an address space, or the file cannot be mapped.
-    pub fn map(layout: RegionLayout, file: &File) -> Result<Self> {
-        let end = layout.offset.checked_add(layout.len).filter(|_| layout.len > 0);
-        let mapped = end.and_then(|end| usize::try_from(end).ok()).ok_or(rustix::io::Errno::INVAL)?;
-        let start = usize::try_from(layout.offset).map_err(|_| rustix::io::Errno::INVAL)?;
-        let ends = [layout.guest.checked_add(layout.len), layout.rings.checked_add(layout.len)];
-        if ends.contains(&None) {
-            return Err(rustix::io::Errno::INVAL);
+    /// See [`RegionError`].
+    pub fn map(layout: RegionLayout, file: &File) -> Result<Self, RegionError> {
+        let end = layout.end().ok_or(RegionError::Layout(layout))?;
+        let size = rustix::fs::fstat(file)?;
+        let system = rustix::fs::fstatfs(file)?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the type has 32 bits")]
+        let kind = system.f_type as u32;
+        if FileType::from_raw_mode(size.st_mode) != FileType::RegularFile || SERVED.contains(&kind) {
+            return Err(RegionError::File);
         }
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses a place where nothing is mapped.
-        let base = unsafe { mm::mmap(ptr::null_mut(), mapped, access, flags, file, 0)? };
-        let base = NonNull::new(base).ok_or(rustix::io::Errno::NOMEM)?;
-        Ok(Self { layout, base, mapped, start })
+        let size = u64::try_from(size.st_size).unwrap_or(0);
+        if end > size {
+            return Err(RegionError::Short(size));
+        }
+        // Of huge pages there are only whole ones, also to be unmapped.
+        let page = if kind == HUGETLBFS { u64::try_from(system.f_bsize).unwrap_or(1) } else { 1 };
+        let len = end.checked_next_multiple_of(page).and_then(|len| usize::try_from(len).ok());
+        let offset = usize::try_from(layout.offset).ok();
+        let (len, offset) = len.zip(offset).ok_or(RegionError::Layout(layout))?;
+        let mapping = Mapping::new(file, len)?;
+        // SAFETY: the region ends where the mapping does, and its offset is not beyond its end.
+        let start = unsafe { mapping.base.cast::<u8>().add(offset) };
+        Ok(Self { layout, start, mapping: Some(mapping) })
+    }
+
+    /// A region of memory that the caller has mapped, at `start`: a VMM's own guest. The layout's offset is
+    /// not heeded.
+    ///
+    /// # Errors
+    /// [`RegionError::Layout`].
+    ///
+    /// # Safety
+    /// As long as the region is there, or a [`Memory`] that it was added to, or a [`super::Device`] that has
+    /// that memory: all of its bytes can be read and written there, no access raises a signal that is not
+    /// handled, and nobody has a Rust reference to any of them other than to atomics.
+    pub unsafe fn at(layout: RegionLayout, start: NonNull<u8>) -> Result<Self, RegionError> {
+        layout.end().ok_or(RegionError::Layout(layout))?;
+        Ok(Self { layout, start, mapping: None })
     }
 
     /// Where it lies.
@@ -94,16 +158,35 @@ impl Region {
         if end > self.layout.len {
             return None;
         }
-        let offset = self.start + usize::try_from(at).ok()?;
-        // SAFETY: the region ends where the mapping does, and `offset` is not beyond its end.
-        Some(unsafe { self.base.cast::<u8>().add(offset) })
+        let at = usize::try_from(at).ok()?;
+        // SAFETY: all of the region is mapped, and `at` is not beyond its end.
+        Some(unsafe { self.start.add(at) })
+    }
+
+    /// Whether it was cut short, and is nothing but zeros now.
+    pub(super) fn is_lost(&self) -> bool {
+        self.mapping.as_ref().and_then(|mapping| mapping.guarded.as_ref()).is_some_and(Guarded::is_lost)
     }
 }
 
-impl Drop for Region {
+impl Mapping {
+    fn new(file: &File, len: usize) -> Result<Self, Errno> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses a place where nothing is mapped.
+        let base = unsafe { mm::mmap(ptr::null_mut(), len, access, flags, file, 0)? };
+        let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
+        let mut mapping = Self { base, len, guarded: None };
+        mapping.guarded = Some(Guarded::new(base.as_ptr().expose_provenance(), len)?);
+        Ok(mapping)
+    }
+}
+
+impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: it was mapped with this length, and whatever points into it borrows or holds this.
-        let unmapped = unsafe { mm::munmap(self.base.as_ptr(), self.mapped) };
+        self.guarded = None;
+        // SAFETY: it was mapped with this length, and whatever points into it borrows or holds its region.
+        let unmapped = unsafe { mm::munmap(self.base.as_ptr(), self.len) };
         debug_assert!(unmapped.is_ok(), "what was mapped can be unmapped");
     }
 }
@@ -137,6 +220,11 @@ impl Memory {
         let at = self.regions.iter().position(|region| region.layout.is_at(layout))?;
         self.regions.remove(at);
         Some(())
+    }
+
+    /// Whether a region was cut short since it was mapped. Its guest can only be given up.
+    pub fn is_lost(&self) -> bool {
+        self.regions.iter().any(|region| region.is_lost())
     }
 
     /// How many regions there are.

@@ -11,6 +11,7 @@
 
 mod control;
 mod device;
+mod fault;
 pub mod feature;
 mod from_guest;
 mod memory;
@@ -21,5 +22,5 @@ mod to_guest;
 
 pub use control::ControlQueue;
 pub use device::{Device, DeviceError};
-pub use memory::{Memory, Region, RegionLayout};
+pub use memory::{Memory, Region, RegionError, RegionLayout};
 pub use ring::{MAX_SIZE, RingError, RingLayout};

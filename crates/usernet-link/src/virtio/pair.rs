@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use usernet_core::offload::Capabilities;
 
+use super::fault::losses;
 use super::from_guest::QueueRx;
 use super::memory::Memory;
 use super::ring::{Ring, RingError};
@@ -117,12 +118,29 @@ pub(super) struct State {
     pub(super) mergeable: bool,
     /// There is no device any more, and why.
     pub(super) ended: Option<LinkError>,
+    /// Lost regions of anybody's, when it was last looked whether one of them is in this memory.
+    losses: usize,
 }
 
 impl State {
     /// A queue by its number: even ones are receive queues, odd ones transmit queues (virtio 1.2 §5.1.2).
     pub(super) fn queue(&mut self, number: usize) -> &mut Queue {
         if number % 2 == RECEIVE { &mut self.to_guest } else { &mut self.from_guest }
+    }
+
+    /// Looks whether the guest's memory is still whole.
+    ///
+    /// # Errors
+    /// It was cut short.
+    pub(super) fn check_memory(&mut self) -> Result<(), LinkError> {
+        let losses = losses();
+        if self.losses != losses {
+            self.losses = losses;
+            if self.memory.is_lost() {
+                return Err(LinkError::Malformed("the guest's memory was cut short".into()));
+            }
+        }
+        Ok(())
     }
 
     fn rest(&mut self) {
@@ -137,6 +155,8 @@ impl State {
     pub(super) fn remap(&mut self, memory: Arc<Memory>) -> Result<(), RingError> {
         let moved = self.to_guest.remap(&memory).and(self.from_guest.remap(&memory));
         self.memory = memory;
+        // A part of it may have been lost before it came here.
+        self.losses = 0;
         moved
     }
 }
@@ -229,6 +249,7 @@ impl Pair {
             takes: Capabilities::default(),
             mergeable: false,
             ended: None,
+            losses: 0,
         };
         let (state, changes) = (Mutex::new(state), Mutex::default());
         let pair = Arc::new(Self { state, health, is_first, changes, bell, ended });

@@ -109,6 +109,7 @@ impl LinkTx for QueueTx {
         let state = &mut *lock(&self.pair.state);
         self.writer.forget(state);
         state.to_guest.publish();
+        state.check_memory()?;
         if self.writer.starved {
             let more = state.to_guest.await_kick();
             let has_room = self.pair.or_break_down(state, RECEIVE, more) || self.pair.is_idle(state);
