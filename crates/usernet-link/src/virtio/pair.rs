@@ -86,6 +86,11 @@ impl Queue {
         self.ring.as_mut().map_or(Ok(false), Ring::ask_for_notification)
     }
 
+    /// Has the ring looked at again soon, kick or not.
+    pub(super) fn look_again(&self) {
+        self.turned.ring();
+    }
+
     /// Tells the guest what was given back.
     pub(super) fn publish(&mut self) {
         if let Some(ring) = &mut self.ring

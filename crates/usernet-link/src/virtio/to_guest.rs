@@ -19,6 +19,9 @@ pub(super) const MAX_FRAME: usize = 66 * 1024;
 /// Payload that one frame takes at most, in bytes: with the longest headers IP can still count it.
 const MAX_PAYLOAD: usize = 65_535 - MAX_HEADERS;
 
+/// How often the ring is looked at for room in a row.
+const LOOKS: usize = 4;
+
 /// The half of a link that has the receive queue.
 pub(super) struct QueueTx {
     pair: Arc<Pair>,
@@ -36,8 +39,8 @@ struct Writer {
     lent: Lent,
     /// Payload for a guest that takes no super-frames, allocated when there is such a one.
     scratch: Vec<u8>,
-    /// There was no room: the guest's kick tells when there is.
-    starved: bool,
+    /// Bytes that there was no room for, or 0: the guest's kick tells when there may be.
+    wanted: usize,
     dropped: u64,
 }
 
@@ -45,6 +48,16 @@ struct Writer {
 struct Room {
     head: u16,
     len: usize,
+}
+
+/// What came of taking chains.
+enum Taken {
+    /// They have this many bytes.
+    Bytes(usize),
+    /// The guest has made too few available.
+    Short,
+    /// It has made as many available as can be, and they are too small.
+    Never,
 }
 
 /// What room was lent.
@@ -110,12 +123,8 @@ impl LinkTx for QueueTx {
         self.writer.forget(state);
         state.to_guest.publish();
         state.check_memory()?;
-        if self.writer.starved {
-            let more = state.to_guest.await_kick();
-            let has_room = self.pair.or_break_down(state, RECEIVE, more) || self.pair.is_idle(state);
-            self.writer.starved = !has_room;
-        }
-        Ok(!self.writer.starved)
+        let has_room = self.writer.await_room(state);
+        Ok(self.pair.or_break_down(state, RECEIVE, has_room) || self.pair.is_idle(state))
     }
 
     fn is_idle(&self) -> bool {
@@ -138,16 +147,34 @@ impl Writer {
         }
     }
 
-    /// Takes chains until they have `enough` bytes; returns how many they have. With fewer than `least`,
-    /// there is no room: it takes none, and returns 0.
-    fn take(&mut self, state: &mut State, least: usize, enough: usize) -> Result<usize, RingError> {
+    /// Returns whether there is room for what there was none for, or asks the guest to tell when there may be.
+    fn await_room(&mut self, state: &mut State) -> Result<bool, RingError> {
+        for _ in 0..LOOKS {
+            let wanted = std::mem::take(&mut self.wanted);
+            if wanted == 0 || !matches!(self.take(state, wanted, wanted)?, Taken::Short) {
+                self.forget(state);
+                return Ok(true);
+            }
+            if !state.to_guest.await_kick()? {
+                return Ok(false);
+            }
+        }
+        // The guest fills its ring bit by bit as we look: it goes on with the next turn.
+        state.to_guest.look_again();
+        Ok(false)
+    }
+
+    /// Takes chains until they have `enough` bytes, but none when they have fewer than `least`.
+    fn take(&mut self, state: &mut State, least: usize, enough: usize) -> Result<Taken, RingError> {
         if !Arc::ptr_eq(&self.memory, &state.memory) {
             self.memory = Arc::clone(&state.memory);
         }
         let mut len = 0;
+        let mut most = usize::MAX;
         if let Some(ring) = &mut state.to_guest.ring {
+            most = if state.mergeable { ring.size().into() } else { 1 };
             while len < enough
-                && (state.mergeable || self.chains.is_empty())
+                && self.chains.len() < most
                 && let Some(chain) =
                     ring.take(&self.memory, Direction::ToGuest, usize::MAX, &mut self.buffers)?
             {
@@ -155,12 +182,13 @@ impl Writer {
                 self.chains.push(Room { head: chain.head, len: chain.len });
             }
         }
-        if len < least {
-            self.forget(state);
-            self.starved = true;
-            return Ok(0);
+        if len >= least {
+            return Ok(Taken::Bytes(len));
         }
-        Ok(len)
+        let never = self.chains.len() >= most;
+        self.forget(state);
+        self.wanted = if never { 0 } else { least };
+        Ok(if never { Taken::Never } else { Taken::Short })
     }
 
     /// Makes room for up to `max` bytes of payload; returns how much there is.
@@ -175,10 +203,7 @@ impl Writer {
         let packet = in_front + segment.min(max);
         let whole = state.takes.tcp4 && state.takes.tcp6 || max <= segment;
         let enough = if whole { in_front + max } else { packet };
-        let len = self.take(state, packet, enough)?;
-        if len == 0 {
-            return Ok(0);
-        }
+        let Taken::Bytes(len) = self.take(state, packet, enough)? else { return Ok(0) };
         if whole {
             let room = (len - in_front).min(max);
             self.lent = Lent::Buffers { header_len, room };
@@ -272,8 +297,13 @@ impl Writer {
             self.dropped += 1;
             return Ok(true);
         }
-        if self.take(state, total, total)? == 0 {
-            return Ok(false);
+        match self.take(state, total, total)? {
+            Taken::Bytes(_) => {}
+            Taken::Short => return Ok(false),
+            Taken::Never => {
+                self.dropped += 1;
+                return Ok(true);
+            }
         }
         let mut at = vnet::HEADER_LEN;
         for part in frame {
