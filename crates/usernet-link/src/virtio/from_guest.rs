@@ -19,6 +19,8 @@ use crate::{LinkError, LinkRx, vnet};
 const BATCH: usize = 64;
 /// Bytes that one batch has about: what a host's socket may take at once.
 const BATCH_BYTES: usize = 1 << 20;
+/// Buffers that one batch has about, however small they are.
+const BATCH_BUFFERS: usize = 1024;
 
 /// The half of a link that has the transmit queue.
 pub(super) struct QueueRx {
@@ -136,7 +138,7 @@ impl Batch {
 
     fn take(&mut self, ring: &mut Ring) -> Result<(), RingError> {
         let mut bytes = 0;
-        while self.heads.len() < BATCH && bytes < BATCH_BYTES {
+        while self.heads.len() < BATCH && bytes < BATCH_BYTES && self.buffers.len() < BATCH_BUFFERS {
             let start = self.buffers.len();
             let max = vnet::HEADER_LEN + MAX_FRAME;
             let Some(chain) = ring.take(&self.memory, Direction::FromGuest, max, &mut self.buffers)? else {

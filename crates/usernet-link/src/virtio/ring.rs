@@ -31,6 +31,10 @@ const NO_INTERRUPT: u16 = 1;
 /// The largest ring (§2.7).
 pub const MAX_SIZE: u16 = 32_768;
 
+/// Descriptors that a chain has at most: somewhat fewer than a system call takes slices (`IOV_MAX`), so that
+/// headers may go in front. Drivers come by with 20, and no work for a frame is long.
+pub(super) const MAX_CHAIN: u16 = 1000;
+
 /// What a ring is made of, as the front end says it. Addresses are those of [`super::RegionLayout::rings`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingLayout {
@@ -63,8 +67,8 @@ pub enum RingError {
     /// A head or a link that is no descriptor's number.
     #[error("there is no descriptor {0}")]
     Descriptor(u16),
-    /// A chain that is longer than the ring: it must be a loop.
-    #[error("a chain of descriptors has no end")]
+    /// A chain that is longer than the ring, or its table, or 1000 descriptors: it may be a loop.
+    #[error("a chain of descriptors has no end, or more than 1000 of them")]
     Loop,
     /// A descriptor without bytes.
     #[error("a descriptor of no bytes")]
@@ -253,7 +257,7 @@ impl Ring {
     ) -> Result<usize, RingError> {
         let mut total = 0;
         let mut number = head;
-        for _ in 0..self.layout.size {
+        for _ in 0..self.layout.size.min(MAX_CHAIN) {
             if number >= self.layout.size {
                 return Err(RingError::Descriptor(number));
             }
@@ -347,7 +351,7 @@ fn passed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-/// Walks the table that an indirect descriptor points to. All of it is copied first.
+/// Walks the table that an indirect descriptor points to. Each of its descriptors is read once.
 fn walk_table(
     memory: &Memory,
     table: &Descriptor,
@@ -362,7 +366,7 @@ fn walk_table(
     let entries = len / DESCRIPTOR;
     let mut total = 0;
     let mut number = 0;
-    for _ in 0..entries {
+    for _ in 0..entries.min(usize::from(MAX_CHAIN)) {
         let mut bytes = [0; DESCRIPTOR];
         let at = table.address.checked_add((DESCRIPTOR * number) as u64);
         if number >= entries || !at.is_some_and(|at| memory.read(at, &mut bytes)) {

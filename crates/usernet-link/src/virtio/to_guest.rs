@@ -9,7 +9,7 @@ use usernet_core::offload::{Capabilities, Checksum, Offload, SegmentKind};
 
 use super::memory::Memory;
 use super::pair::{Pair, RECEIVE, State, lock};
-use super::ring::{Buffer, Direction, Ring, RingError};
+use super::ring::{Buffer, Direction, MAX_CHAIN, Ring, RingError};
 use super::scattered::Scattered;
 use crate::segment::{MAX_HEADERS, finished};
 use crate::{LinkError, LinkTx, RoomTold, vnet};
@@ -56,7 +56,7 @@ enum Taken {
     Bytes(usize),
     /// The guest has made too few available.
     Short,
-    /// It has made as many available as can be, and they are too small.
+    /// It has made as many available as a frame can have, and they are too small.
     Never,
 }
 
@@ -164,7 +164,8 @@ impl Writer {
         Ok(false)
     }
 
-    /// Takes chains until they have `enough` bytes, but none when they have fewer than `least`.
+    /// Takes chains until they have `enough` bytes, or a frame can have no more of them, but none when they
+    /// have fewer than `least`.
     fn take(&mut self, state: &mut State, least: usize, enough: usize) -> Result<Taken, RingError> {
         if !Arc::ptr_eq(&self.memory, &state.memory) {
             self.memory = Arc::clone(&state.memory);
@@ -175,6 +176,7 @@ impl Writer {
             most = if state.mergeable { ring.size().into() } else { 1 };
             while len < enough
                 && self.chains.len() < most
+                && self.buffers.len() < usize::from(MAX_CHAIN)
                 && let Some(chain) =
                     ring.take(&self.memory, Direction::ToGuest, usize::MAX, &mut self.buffers)?
             {
@@ -185,7 +187,7 @@ impl Writer {
         if len >= least {
             return Ok(Taken::Bytes(len));
         }
-        let never = self.chains.len() >= most;
+        let never = self.chains.len() >= most || self.buffers.len() >= usize::from(MAX_CHAIN);
         self.forget(state);
         self.wanted = if never { 0 } else { least };
         Ok(if never { Taken::Never } else { Taken::Short })
