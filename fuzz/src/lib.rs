@@ -8,11 +8,15 @@ mod core;
 mod ipv6;
 mod parsers;
 mod reassembly;
+mod vhost_messages;
+mod vhost_ring;
 
 pub use core::core_sequence;
 pub use ipv6::{dhcp6, ipv6};
 pub use parsers::{dhcp, dns, headers, hostfwd, stream_deframer};
 pub use reassembly::reassembly;
+pub use vhost_messages::vhost_messages;
+pub use vhost_ring::vhost_ring;
 
 /// A target.
 pub type Target = fn(&[u8]);
@@ -28,4 +32,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ipv6", ipv6),
     ("dhcp6", dhcp6),
     ("reassembly", reassembly),
+    ("vhost_ring", vhost_ring),
+    ("vhost_messages", vhost_messages),
 ];

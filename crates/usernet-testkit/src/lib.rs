@@ -10,7 +10,7 @@
 //!
 //! And [`virtio`]: the driver's side of a network device, for guests of real networks.
 //!
-//! And for tests of links, the [`driver`] of a guest's virtqueue.
+//! And for tests of links, a device of a guest's, down to the bytes of its [`rings`], by its [`driver`].
 //!
 //! A run is a function of its seed. Time jumps from one deadline to the next, so hours cost nothing.
 #![allow(
@@ -26,6 +26,7 @@ pub mod driver;
 mod frames;
 mod host;
 mod link;
+pub mod rings;
 mod sack;
 mod sim;
 mod smol;
