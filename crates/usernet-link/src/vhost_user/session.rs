@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::message::{Channel, Message, wait};
 use crate::virtio::{ControlQueue, Device, Memory, Region, RegionLayout, RingLayout, feature};
@@ -67,6 +68,9 @@ const NEEDS_RESET: u64 = 64;
 /// Parts of the guest's memory at most: more than QEMU has slots for.
 const MAX_REGIONS: usize = 509;
 
+/// Bytes of files that one guest's memory maps at most. Our address space has room for 32 such guests.
+const MAX_MEMORY: u64 = 4 << 40;
+
 /// Why a conversation has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -113,6 +117,8 @@ pub struct Session {
     protocol: u64,
     status: u64,
     memory: Memory,
+    /// Whether something was refused.
+    refused: bool,
     /// Where interrupts could be told of in other ways; kept open, since some front ends need it.
     back_channel: Option<File>,
 }
@@ -133,6 +139,7 @@ impl Session {
             protocol: 0,
             status: 0,
             memory: Memory::default(),
+            refused: false,
             back_channel: None,
         })
     }
@@ -186,7 +193,10 @@ impl Session {
             Ok(None) if acknowledged => 0_u64.to_le_bytes().into(),
             Ok(None) => return Ok(true),
             Err(reason) if acknowledged => {
-                tracing::warn!(request, reason, "refused what a vhost-user front end asks");
+                // Whoever goes on like that does not fill the log.
+                if !std::mem::replace(&mut self.refused, true) {
+                    tracing::warn!(request, reason, "refused what a vhost-user front end asks");
+                }
                 1_u64.to_le_bytes().into()
             }
             Err(reason) => return Err(SessionError::Message { request, reason }),
@@ -346,6 +356,7 @@ impl Session {
     fn set_kick(&mut self, message: &Message, files: Vec<File>) -> Result<(), String> {
         let (index, kick) = self.file(message, files)?;
         let kick = kick.ok_or("a queue without a descriptor to kick")?;
+        check_kick(&kick)?;
         // Without protocol features, a queue is enabled from the start.
         let enabled = !self.has(PROTOCOL_FEATURES);
         self.stop(index)?;
@@ -456,14 +467,30 @@ impl Session {
     }
 }
 
-/// Checks that a descriptor to notify or interrupt by cannot make us wait, whatever is at its other end.
+/// Checks that a descriptor to notify or interrupt by is one that can, and cannot make us wait, whatever is at
+/// its other end.
 fn check_bell(file: &OwnedFd) -> Result<(), String> {
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(file).map_err(text)?.st_mode);
-    // An eventfd has no type.
-    if !matches!(kind, FileType::Fifo | FileType::Socket | FileType::Unknown) {
-        return Err(format!("{kind:?} cannot notify: an eventfd, a pipe or a socket was expected"));
+    let refused = |what| format!("{what} cannot notify: an eventfd, a pipe or a socket was expected");
+    rustix::io::ioctl_fionbio(file, true).map_err(text)?;
+    match FileType::from_raw_mode(rustix::fs::fstat(file).map_err(text)?.st_mode) {
+        FileType::Fifo | FileType::Socket => Ok(()),
+        // Of those without a type, only an eventfd takes a number: 0 is nothing to it.
+        FileType::Unknown => match rustix::io::write(file, &0_u64.to_ne_bytes()) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(_) => Err(refused("what is no eventfd".to_owned())),
+        },
+        kind => Err(refused(format!("{kind:?}"))),
     }
-    rustix::io::ioctl_fionbio(file, true).map_err(text)
+}
+
+/// Checks that what notifies us is quiet once it was read, as no eventfd is that counts down by one, and no pipe
+/// whose other end is closed.
+fn check_kick(kick: &OwnedFd) -> Result<(), String> {
+    const READS: u64 = 4;
+    // Nothing is lost: what it tells of is looked for when the queue starts. A pipe cannot be written to.
+    let _ = rustix::io::write(kick, &READS.to_ne_bytes());
+    let read = |_| rustix::io::read(kick, &mut [0; 4096]).is_ok();
+    if (0..READS).all(read) { Err("what notifies us is never quiet".to_owned()) } else { Ok(()) }
 }
 
 fn text(error: impl ToString) -> String {
@@ -481,6 +508,10 @@ fn layout(message: &Message, at: usize) -> Result<RegionLayout, String> {
 }
 
 fn map(memory: &mut Memory, message: &Message, at: usize, file: &File) -> Result<(), String> {
-    let region = Region::map(layout(message, at)?, file).map_err(text)?;
+    let layout = layout(message, at)?;
+    if layout.end().is_some_and(|end| memory.mapped().saturating_add(end) > MAX_MEMORY) {
+        return Err(format!("more memory than {} TiB", MAX_MEMORY >> 40));
+    }
+    let region = Region::map(layout, file).map_err(text)?;
     memory.add(region).ok_or_else(|| "regions overlap".to_owned())
 }

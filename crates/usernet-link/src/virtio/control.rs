@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use usernet_core::frame::FrameBytes as _;
 
 use super::memory::Memory;
-use super::pair::{drain, ring_bell};
+use super::pair::{hear, ring_bell};
 use super::ring::{Buffer, Direction, Ring, RingError, RingLayout};
 use super::scattered::Scattered;
 
@@ -106,7 +106,7 @@ impl ControlQueue {
 
 impl Running {
     fn serve(&mut self, memory: &Memory, most: usize) -> Result<(), RingError> {
-        drain(&self.kick);
+        hear(&self.kick)?;
         // No more than the ring has: a driver that goes on and on has its next turn with the next kick.
         for _ in 0..self.ring.size() {
             let mut buffers = Vec::new();

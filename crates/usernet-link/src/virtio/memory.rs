@@ -65,7 +65,7 @@ pub struct RegionLayout {
 
 impl RegionLayout {
     /// Where it ends in the file; `None` when it is none: it has no length, or ends nowhere.
-    fn end(self) -> Option<u64> {
+    pub fn end(self) -> Option<u64> {
         let ends = [self.guest, self.rings, self.offset].map(|start| start.checked_add(self.len));
         let [Some(_), Some(_), end] = ends else { return None };
         end.filter(|_| self.len > 0)
@@ -225,6 +225,11 @@ impl Memory {
     /// Whether a region was cut short since it was mapped. Its guest can only be given up.
     pub fn is_lost(&self) -> bool {
         self.regions.iter().any(|region| region.is_lost())
+    }
+
+    /// How many bytes of address space the regions take up.
+    pub fn mapped(&self) -> u64 {
+        self.regions.iter().filter_map(|region| region.layout.end()).sum()
     }
 
     /// How many regions there are.

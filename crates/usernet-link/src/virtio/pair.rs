@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::io::Errno;
 use usernet_core::offload::Capabilities;
 
 use super::fault::losses;
@@ -81,7 +82,7 @@ impl Queue {
     pub(super) fn await_kick(&mut self) -> Result<bool, RingError> {
         self.turned.hear();
         if let Some(kick) = &self.kick {
-            drain(kick);
+            hear(kick)?;
         }
         self.ring.as_mut().map_or(Ok(false), Ring::ask_for_notification)
     }
@@ -357,8 +358,19 @@ impl AsFd for Bell {
     }
 }
 
+/// Takes back that a guest has notified us.
+///
+/// # Errors
+/// There is nothing that could: it would be readable for ever.
+pub(super) fn hear(kick: impl AsFd) -> Result<(), RingError> {
+    match rustix::io::read(kick, &mut [0; 8]) {
+        Ok(1..) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+        _ => Err(RingError::Kick),
+    }
+}
+
 /// Reads an eventfd back to 0.
-pub(super) fn drain(fd: impl AsFd) {
+fn drain(fd: impl AsFd) {
     // There may be nothing to read.
     let _ = rustix::io::read(fd, &mut [0; 8]);
 }

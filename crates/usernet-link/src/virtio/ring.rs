@@ -88,6 +88,9 @@ pub enum RingError {
     /// when none was agreed on.
     #[error("an indirect table where there can be none, or of a wrong length")]
     Indirect,
+    /// What the driver notifies us by has gone.
+    #[error("what notifies us of a queue is closed at its other end")]
+    Kick,
     /// More bytes in a chain than a frame may have.
     #[error("a chain of more than {0} bytes")]
     TooLong(usize),

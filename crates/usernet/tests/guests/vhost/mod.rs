@@ -2,4 +2,6 @@
 //! that of the `vhost` crate.
 
 mod guest;
+mod hostile;
+mod raw;
 mod transfers;
