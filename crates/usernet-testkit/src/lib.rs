@@ -8,9 +8,8 @@
 //! - a [`FakeHost`], whose ends have the semantics of real host ends and whose [`Peer`]s behave as
 //!   told.
 //!
-//! And [`virtio`]: the driver's side of a network device, for guests of real networks.
-//!
-//! And for tests of links, a device of a guest's, down to the bytes of its [`rings`], by its [`driver`].
+//! And for tests of links, a device of a guest's, down to the bytes of its [`rings`], by its [`driver`]; for
+//! guests of real networks, a [`nic`].
 //!
 //! A run is a function of its seed. Time jumps from one deadline to the next, so hours cost nothing.
 #![allow(
@@ -26,11 +25,11 @@ pub mod driver;
 mod frames;
 mod host;
 mod link;
+pub mod nic;
 pub mod rings;
 mod sack;
 mod sim;
 mod smol;
-pub mod virtio;
 
 pub use bytes::{Digest, Hasher, Rng, digest_of, fill};
 pub use frames::{Segment, Unfinished, finish, packets, tcp_frame, udp_frame, udp_super_frame};

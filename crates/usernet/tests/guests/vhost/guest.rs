@@ -1,6 +1,7 @@
 //! A guest behind a vhost-user front end.
 
 use std::num::NonZeroU16;
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use usernet::{Network, PortInfo};
 use usernet_core::time::Instant;
 use usernet_core::wire::MacAddr;
-use usernet_testkit::virtio::{DriverRing, GuestMemory, Nic, NicConfig, RingConfig, feature};
+use usernet_testkit::driver::{Driver, GuestMemory};
+use usernet_testkit::nic::{Nic, NicConfig, Queue, QueueConfig, feature};
 use usernet_testkit::{Guest as _, GuestConfig, SmolGuest};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
@@ -19,6 +21,8 @@ use crate::guest::SOON;
 
 /// Of the device: there are protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// How much higher than guest addresses those are by which rings are named.
+pub(crate) const RINGS: u64 = 0x7f00_0000_0000;
 
 pub(crate) struct Guest {
     pub(crate) port: u32,
@@ -41,17 +45,12 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn plug_in(network: &Network, config: NicConfig, last_octet: u8) -> Self {
-        Self::with_more_memory(network, config, &[], last_octet)
+        Self::with_more_memory(network, config, 0, last_octet)
     }
 
-    /// A guest with areas of memory beside those of its rings.
-    pub(crate) fn with_more_memory(
-        network: &Network,
-        config: NicConfig,
-        lens: &[usize],
-        last_octet: u8,
-    ) -> Self {
-        let memory = config.memory(lens);
+    /// A guest with more memory than its queues need.
+    pub(crate) fn with_more_memory(network: &Network, config: NicConfig, more: u64, last_octet: u8) -> Self {
+        let memory = config.memory(more);
         let nic = Nic::new(&memory, config);
         let mac = MacAddr([0x52, 0x54, 0, 0, 0, last_octet]);
         let smol = GuestConfig { mac, addr: None, seed: last_octet.into(), ..GuestConfig::default() };
@@ -78,18 +77,19 @@ impl Guest {
     pub(crate) fn reconnect(&mut self, network: &Network) {
         (self.stream, self.port) = attach(network, self.config.pairs);
         self.front = front_end(&self.stream);
-        self.set_up(DriverRing::used_index);
+        self.set_up(|queue| queue.driver.used_index());
     }
 
     /// Says all that a front end says, up to queues that move from certain bases on.
-    pub(crate) fn set_up(&mut self, base: impl Fn(&DriverRing) -> u16) {
+    pub(crate) fn set_up(&mut self, base: impl Fn(&Queue) -> u16) {
         self.agree();
-        self.front.set_mem_table(&self.regions()).unwrap();
+        let regions = self.regions();
+        self.front.set_mem_table(&regions).unwrap();
         self.start(base);
     }
 
     pub(crate) fn agree(&mut self) {
-        let RingConfig { indirect, event_idx, .. } = self.config.rx;
+        let QueueConfig { indirect, event_idx, .. } = self.config.rx;
         self.front.set_owner().unwrap();
         let mut features = self.config.features | feature::VERSION_1 | PROTOCOL_FEATURES;
         features |= if indirect { feature::INDIRECT_DESC } else { 0 };
@@ -109,23 +109,26 @@ impl Guest {
         self.front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
 
-    /// The areas of its memory, each a region of the front end's.
-    pub(crate) fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
-        let region = |area: &usernet_testkit::virtio::Area| VhostUserMemoryRegionInfo {
-            guest_phys_addr: area.guest,
-            memory_size: area.len,
-            userspace_addr: area.rings,
-            mmap_offset: area.offset,
+    /// Its memory, each queue's and what is behind them a region of its own.
+    pub(crate) fn regions(&mut self) -> Vec<VhostUserMemoryRegionInfo> {
+        let mut extents: Vec<_> = self.nic.queues().map(|queue| queue.extent.clone()).collect();
+        let (queues, end) = (extents[extents.len() - 1].end, self.memory.start() + self.memory.len());
+        extents.extend((queues < end).then_some(queues..end));
+        let region = |extent: Range<u64>| VhostUserMemoryRegionInfo {
+            guest_phys_addr: extent.start,
+            memory_size: extent.end - extent.start,
+            userspace_addr: extent.start + RINGS,
+            mmap_offset: extent.start - self.memory.start(),
             mmap_handle: self.memory.file().as_raw_fd(),
         };
-        self.memory.areas().iter().map(region).collect()
+        extents.into_iter().map(region).collect()
     }
 
     /// Has all queues move, from certain bases on.
-    pub(crate) fn start(&mut self, base: impl Fn(&DriverRing) -> u16) {
+    pub(crate) fn start(&mut self, base: impl Fn(&Queue) -> u16) {
         let Self { front, nic, .. } = self;
-        for (index, ring) in nic.rings().enumerate() {
-            start(front, index, ring, base(ring));
+        for (index, queue) in nic.queues().enumerate() {
+            start(front, index, queue, base(queue));
         }
     }
 
@@ -178,23 +181,22 @@ fn front_end(stream: &UnixStream) -> Frontend {
 }
 
 /// Has a queue move, from a base on.
-pub(crate) fn start(front: &mut Frontend, index: usize, ring: &DriverRing, base: u16) {
-    let [desc_table_addr, avail_ring_addr, used_ring_addr] = ring.addresses();
-    let size = ring.config.size;
+pub(crate) fn start(front: &mut Frontend, index: usize, queue: &Queue, base: u16) {
+    let Driver { size, descriptors, available, used, .. } = queue.driver;
     let place = VringConfigData {
         queue_max_size: size,
         queue_size: size,
         flags: 0,
-        desc_table_addr,
-        used_ring_addr,
-        avail_ring_addr,
+        desc_table_addr: descriptors + RINGS,
+        used_ring_addr: used + RINGS,
+        avail_ring_addr: available + RINGS,
         log_addr: None,
     };
     front.set_vring_num(index, size).unwrap();
     front.set_vring_addr(index, &place).unwrap();
     front.set_vring_base(index, base).unwrap();
-    front.set_vring_call(index, &ring.call).unwrap();
-    front.set_vring_kick(index, &ring.kick).unwrap();
+    front.set_vring_call(index, &queue.call).unwrap();
+    front.set_vring_kick(index, &queue.kick).unwrap();
     front.set_vring_enable(index, true).unwrap();
 }
 
@@ -202,9 +204,9 @@ pub(crate) fn start(front: &mut Frontend, index: usize, ring: &DriverRing, base:
 pub(crate) fn run(guests: &mut [Guest], what: &str, mut done: impl FnMut(&mut [Guest]) -> bool) {
     let deadline = std::time::Instant::now() + SOON;
     let epoll = Epoll::new().unwrap();
-    for ring in guests.iter_mut().flat_map(|guest| guest.nic.rings()) {
+    for queue in guests.iter_mut().flat_map(|guest| guest.nic.queues()) {
         let event = EpollEvent::new(EventSet::IN, 0);
-        epoll.ctl(ControlOperation::Add, ring.call.as_raw_fd(), event).unwrap();
+        epoll.ctl(ControlOperation::Add, queue.call.as_raw_fd(), event).unwrap();
     }
     loop {
         let wait = guests.iter_mut().map(Guest::turn).min().unwrap();

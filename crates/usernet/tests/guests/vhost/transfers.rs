@@ -2,7 +2,7 @@
 
 use std::net::SocketAddrV4;
 
-use usernet_testkit::virtio::{NicConfig, feature};
+use usernet_testkit::nic::{NicConfig, feature};
 use usernet_testkit::{App, Close, digest_of};
 
 use super::guest::{Guest, guest_with_address, run};
@@ -49,7 +49,7 @@ fn streams_are_whole_over_any_ring() {
             let [guest] = &mut guest;
             guest.nic.hear();
             if config.rx.event_idx {
-                for ring in guest.nic.rings() {
+                for ring in guest.nic.queues() {
                     // The first one comes unasked, since nothing is known of what the driver wants then.
                     assert!(ring.interrupts <= ring.asked + 1, "{ring:?}");
                 }

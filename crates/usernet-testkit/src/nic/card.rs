@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use usernet_core::offload::{Checksum, Offload, SegmentKind};
 
-use super::memory::GuestMemory;
-use super::ring::{DriverRing, RingConfig};
+use super::queue::{Queue, QueueConfig};
 use super::super_frames::{joined, without_checksum};
 use crate::Unfinished;
+use crate::driver::GuestMemory;
 use crate::frames::complete_checksum;
 
 /// Features, as bits (virtio 1.2 §5.1.3, §6).
@@ -36,15 +36,18 @@ const NEEDS_CSUM: u8 = 1;
 const TCP4: u8 = 1;
 const TCP6: u8 = 4;
 
+/// The guest address of the first queue.
+const START: u64 = 0x1000_0000;
+
 /// What a network card is like.
 #[derive(Clone, Copy, Debug)]
 pub struct NicConfig {
     /// The features that were agreed on. The rings' own are the rings' business.
     pub features: u64,
     /// The receive queues.
-    pub rx: RingConfig,
+    pub rx: QueueConfig,
     /// The transmit queues.
-    pub tx: RingConfig,
+    pub tx: QueueConfig,
     /// How many pairs of them there are.
     pub pairs: usize,
 }
@@ -58,16 +61,14 @@ impl NicConfig {
         let super_frames = has(feature::GUEST_TSO4 | feature::GUEST_TSO6);
         let room = if super_frames && !has(feature::MRG_RXBUF) { 65_562 } else { 1536 };
         let parts = if room > 1536 { 2 } else { 1 };
-        let rx = RingConfig { size, room, parts, indirect, event_idx };
-        let tx = RingConfig { size, room: HEADER + 66_000, parts: 2, indirect, event_idx };
+        let rx = QueueConfig { size, room, parts, indirect, event_idx };
+        let tx = QueueConfig { size, room: HEADER + 66_000, parts: 2, indirect, event_idx };
         Self { features, rx, tx, pairs: 1 }
     }
 
-    /// Memory with an area for each ring of [`Nic::new`], and for others of such lengths behind them.
-    pub fn memory(&self, others: &[usize]) -> GuestMemory {
-        let mut lens = [self.rx.bytes(), self.tx.bytes()].repeat(self.pairs);
-        lens.extend(others);
-        GuestMemory::new(&lens)
+    /// Memory for the queues of [`Nic::new`], one after the other, and so many bytes behind them.
+    pub fn memory(&self, others: u64) -> GuestMemory {
+        GuestMemory::new(START, (self.rx.bytes() + self.tx.bytes()) * self.pairs as u64 + others)
     }
 }
 
@@ -75,9 +76,11 @@ impl NicConfig {
 #[derive(Debug)]
 pub struct Pair {
     /// The receive queue.
-    pub rx: DriverRing,
+    pub rx: Queue,
     /// The transmit queue.
-    pub tx: DriverRing,
+    pub tx: Queue,
+    /// Slots that came back, and how many bytes are in each.
+    received: VecDeque<(u16, usize)>,
     free: Vec<u16>,
     unsent: VecDeque<Unfinished>,
 }
@@ -99,9 +102,16 @@ pub struct Nic {
 impl Nic {
     /// A card with empty rings.
     pub fn new(memory: &GuestMemory, config: NicConfig) -> Self {
-        let pairs = (0..config.pairs).map(|pair| Pair {
-            rx: DriverRing::new(memory, 2 * pair, config.rx),
-            tx: DriverRing::new(memory, 2 * pair + 1, config.tx),
+        let mut at = memory.start();
+        let mut queue = |config| {
+            let queue = Queue::new(memory, at, config);
+            at = queue.extent.end;
+            queue
+        };
+        let pairs = (0..config.pairs).map(|_| Pair {
+            rx: queue(config.rx),
+            tx: queue(config.tx),
+            received: VecDeque::new(),
             free: Vec::new(),
             unsent: VecDeque::new(),
         });
@@ -117,6 +127,7 @@ impl Nic {
         for pair in &mut self.pairs {
             pair.rx.reset();
             pair.tx.reset();
+            pair.received.clear();
             pair.unsent.clear();
             pair.free = (0..pair.tx.config.slots()).collect();
             for slot in 0..pair.rx.config.slots() {
@@ -126,8 +137,8 @@ impl Nic {
         }
     }
 
-    /// The rings, by the numbers of their queues.
-    pub fn rings(&mut self) -> impl Iterator<Item = &mut DriverRing> {
+    /// The queues, by their numbers.
+    pub fn queues(&mut self) -> impl Iterator<Item = &mut Queue> {
         self.pairs.iter_mut().flat_map(|pair| [&mut pair.rx, &mut pair.tx])
     }
 
@@ -148,7 +159,7 @@ impl Nic {
 
     /// Counts the interrupts that came.
     pub fn hear(&mut self) {
-        self.rings().for_each(DriverRing::hear);
+        self.queues().for_each(Queue::hear);
     }
 
     /// The frames that came, with their checksums completed.
@@ -168,25 +179,29 @@ impl Nic {
     }
 
     fn receive_from(&mut self, number: usize) -> Option<Vec<u8>> {
-        let ring = &mut self.pairs[number].rx;
-        let (slot, len) = ring.take()?;
-        assert!(len >= HEADER && len <= ring.config.room, "{len} bytes in a buffer");
+        let Pair { rx, received, .. } = &mut self.pairs[number];
+        if received.is_empty() {
+            received.extend(rx.take_back());
+        }
+        let (slot, len) = received.pop_front()?;
+        assert!(len >= HEADER && len <= rx.config.room, "{len} bytes in a buffer");
         let mut slots = vec![slot];
-        let mut bytes = ring.read(slot, len);
+        let mut bytes = rx.driver.memory.read(rx.buffer(slot), len);
         let buffers = usize::from(u16::from_le_bytes([bytes[10], bytes[11]]));
         let mergeable = self.config.features & feature::MRG_RXBUF != 0;
         assert!(buffers == 1 || mergeable && buffers > 1, "a frame in {buffers} buffers");
         for _ in 1..buffers {
             // They are published at once.
-            let (slot, len) = ring.take().expect("all buffers of a frame are there when the first is");
+            let (slot, len) =
+                received.pop_front().expect("all buffers of a frame are there when the first is");
             slots.push(slot);
-            bytes.extend(ring.read(slot, len));
+            bytes.extend(rx.driver.memory.read(rx.buffer(slot), len));
         }
         for slot in slots {
             if self.hoarding {
                 self.hoard.push((number, slot));
             } else {
-                offer_room(ring, slot);
+                offer_room(rx, slot);
             }
         }
         Some(self.complete(&bytes))
@@ -243,35 +258,32 @@ impl Nic {
     /// Sends what waits for room.
     pub fn flush(&mut self) {
         for pair in &mut self.pairs {
-            while let Some((slot, _)) = pair.tx.take() {
-                pair.free.push(slot);
-            }
+            pair.free.extend(pair.tx.take_back().into_iter().map(|(slot, _)| slot));
             while let Some(slot) = pair.free.pop() {
                 let Some(frame) = pair.unsent.pop_front() else {
                     pair.free.push(slot);
                     break;
                 };
                 self.longest[1] = self.longest[1].max(frame.bytes.len());
-                pair.tx.write(slot, 0, &header(frame.offload));
-                pair.tx.write(slot, HEADER, &frame.bytes);
-                let len = frame.bytes.len();
-                match pair.tx.config.parts {
-                    1 => pair.tx.offer(slot, &[(HEADER + len, false)]),
-                    2 => pair.tx.offer(slot, &[(HEADER, false), (len, false)]),
-                    _ => pair.tx.offer(slot, &[(5, false), (HEADER - 5 + 20, false), (len - 20, false)]),
-                }
+                let bytes = [&header(frame.offload), &*frame.bytes].concat();
+                pair.tx.driver.memory.write(pair.tx.buffer(slot), &bytes);
+                offer(&mut pair.tx, slot, bytes.len(), false);
             }
             pair.tx.publish();
         }
     }
 }
 
-fn offer_room(ring: &mut DriverRing, slot: u16) {
-    let RingConfig { room, parts, .. } = ring.config;
-    match parts {
-        1 => ring.offer(slot, &[(room, true)]),
-        2 => ring.offer(slot, &[(HEADER, true), (room - HEADER, true)]),
-        _ => ring.offer(slot, &[(7, true), (100, true), (room - 107, true)]),
+fn offer_room(queue: &mut Queue, slot: u16) {
+    offer(queue, slot, queue.config.room, true);
+}
+
+/// Offers so many bytes of a slot: with two parts the header is apart, with more it is cut as well.
+fn offer(queue: &mut Queue, slot: u16, len: usize, writes: bool) {
+    match queue.config.parts {
+        1 => queue.offer(slot, &[len], writes),
+        2 => queue.offer(slot, &[HEADER, len - HEADER], writes),
+        _ => queue.offer(slot, &[7, HEADER + 20 - 7, len - HEADER - 20], writes),
     }
 }
 
