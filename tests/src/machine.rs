@@ -41,10 +41,11 @@ impl Machine {
         Self::start(command)
     }
 
-    /// Boots a QEMU machine by `usernet run OPTIONS -- qemu-system-x86_64 ...`, and waits for its shell.
-    pub fn boot_by_usernet_run(world: &World, options: &[&str]) -> Self {
+    /// Boots a QEMU machine by `usernet run OPTIONS -- qemu-system-x86_64 ... ARGUMENTS`, and waits for its
+    /// shell.
+    pub fn boot_by_usernet_run(world: &World, options: &[&str], arguments: &[&str]) -> Self {
         let mut command = world.command(As::User, world.usernet());
-        command.arg("run").args(options).arg("--").args(qemu(&qemu_image(world), &[]));
+        command.arg("run").args(options).arg("--").args(qemu(&qemu_image(world), &[])).args(arguments);
         Self::start(command)
     }
 

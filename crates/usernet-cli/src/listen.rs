@@ -7,11 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{Mode, OFlags};
 use tokio::net::{TcpListener, UnixListener};
 use tracing::warn;
 
 use crate::endpoint::{Endpoint, without_delay};
-use crate::paths::MadeFile;
+use crate::paths::{Folder, MadeFile, default_folder};
 
 /// How long a listener that cannot accept waits before it tries again: a descriptor may come free.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -54,6 +55,20 @@ impl Listener {
             })
         };
         bind().with_context(|| format!("cannot listen on {endpoint} ({option} names another)"))
+    }
+
+    /// Binds a Unix socket that has no name any more. Who has the descriptor beside it, and nobody else, can
+    /// connect, by the descriptor's own path in /proc.
+    ///
+    /// # Errors
+    /// There is no place to bind it in.
+    pub(crate) fn unnamed() -> Result<(Self, OwnedFd)> {
+        let folder = default_folder();
+        let _folder = Folder::make(folder.clone())?;
+        let path = folder.join(format!("run-{}.sock", std::process::id()));
+        let (listener, _file) = Self::bind(&Endpoint::Unix(path.clone()), "$XDG_RUNTIME_DIR")?;
+        let descriptor = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        Ok((listener, descriptor))
     }
 
     /// Where it is; a Unix socket by its absolute path.

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
-use std::os::fd::RawFd;
 use std::path::Path;
 
 use crate::endpoint::Endpoint;
@@ -45,20 +44,10 @@ impl Backend {
         })
     }
 
-    /// QEMU has this descriptor of a connected socket.
-    pub(crate) fn stream_fd(descriptor: RawFd) -> Self {
-        Self::Stream(format!("addr.type=fd,addr.str={descriptor}"))
-    }
-
     /// QEMU connects to `path`, and does so again when the other side was away.
     pub(crate) fn vhost_user(path: &Path, memory: &str, queues: NonZeroU16) -> Self {
         let socket = format!("path={},reconnect=1", value(path));
         Self::VhostUser { socket, memory: memory.to_owned(), queues }
-    }
-
-    /// QEMU has this descriptor of a connected socket.
-    pub(crate) fn vhost_user_fd(descriptor: RawFd, memory: String, queues: NonZeroU16) -> Self {
-        Self::VhostUser { socket: format!("fd={descriptor}"), memory, queues }
     }
 }
 

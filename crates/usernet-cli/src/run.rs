@@ -15,7 +15,9 @@ use usernet::link::stream::StreamLink;
 
 use crate::Usage;
 use crate::args::RunArgs;
+use crate::guests::{Speaks, welcome};
 use crate::handover::random_mac;
+use crate::listen::Listener;
 use crate::qemu::{Backend, Card};
 use crate::supervise::supervise;
 
@@ -23,23 +25,25 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let (program, rest) =
         args.command.split_first().ok_or_else(|| Usage("name the QEMU command to run".into()))?;
     let config = args.config()?;
-    let name = program.to_string_lossy();
-    let (ours, qemus) = UnixStream::pair()?;
-    let descriptor = qemus.as_raw_fd();
-    let backend = if args.vhost_user {
-        Backend::vhost_user_fd(descriptor, memory(rest)?, args.queues)
-    } else {
-        Backend::stream_fd(descriptor)
-    };
-    let (driver, mac) = (driver(program, rest), Some(random_mac()?));
-    let card = Card { id: "usernet0", backend, driver, mac, mtu: config.mtu };
+    let memory = args.vhost_user.then(|| memory(rest)).transpose()?;
+    let (mtu, mac) = (config.mtu, Some(random_mac()?));
 
     let network = Network::start(config)?;
-    if args.vhost_user {
-        network.handle().attach_vhost_user(ours, args.queues, &name)?;
+    let handle = network.handle();
+    // What QEMU inherits is its alone, so that the link ends with it.
+    let (backend, qemus) = if let Some(memory) = memory {
+        let (listener, door) = Listener::unnamed()?;
+        let _runtime = handle.runtime().enter();
+        tokio::spawn(welcome(listener.accept()?, Speaks::VhostUser(args.queues), handle.clone()));
+        // A connected socket would be simpler, but QEMU takes it for one that passes no descriptors.
+        let socket = format!("path=/proc/self/fd/{}", door.as_raw_fd());
+        (Backend::VhostUser { socket, memory, queues: args.queues }, door)
     } else {
-        network.handle().attach(StreamLink::new(ours.into())?, &name)?;
-    }
+        let (ours, qemus) = UnixStream::pair()?;
+        handle.attach(StreamLink::new(ours.into())?, &program.to_string_lossy())?;
+        (Backend::Stream(format!("addr.type=fd,addr.str={}", qemus.as_raw_fd())), qemus.into())
+    };
+    let card = Card { id: "usernet0", backend, driver: driver(program, rest), mac, mtu };
 
     fcntl_setfd(&qemus, FdFlags::empty())?;
     let child = Command::new(program)
@@ -47,7 +51,6 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         .args(card.arguments())
         .spawn()
         .map_err(|error| not_started(program, error))?;
-    // The guest's end of the link is QEMU's alone, so that the link ends with it.
     drop(qemus);
     let code = supervise(child)?;
     network.shutdown();

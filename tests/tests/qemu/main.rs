@@ -5,3 +5,4 @@ mod lab;
 mod restrict;
 mod run;
 mod stream;
+mod vhost_user;

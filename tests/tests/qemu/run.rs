@@ -11,7 +11,7 @@ fn a_machine_has_a_network_a_forward_and_its_terminal() {
     let world = World::new();
     let port = peers::closed_port();
     let rule = format!("tcp:127.0.0.1:{port}-:80");
-    let mut machine = Machine::boot_by_usernet_run(&world, &["--hostfwd", &rule, "--mtu", "9000"]);
+    let mut machine = Machine::boot_by_usernet_run(&world, &["--hostfwd", &rule, "--mtu", "9000"], &[]);
     assert!(machine.dhcp().contains("ip=10.0.2.15\n"));
     let interface = machine.run("ip link show eth0");
     assert!(interface.contains("mtu 9000"), "{interface}");
