@@ -3,6 +3,7 @@
 //! `serve` runs outside of the guest, every other command inside. Each prints one line of JSON. All
 //! of it is plain blocking sockets, so that what is measured is the network and not the tool.
 
+mod rings;
 mod serve;
 mod tcp;
 mod udp;
@@ -46,6 +47,8 @@ enum Command {
     UdpIn(Datagrams),
     /// Sends one small datagram and waits for it to come back, again and again
     UdpRr(Timed),
+    /// Is a guest of vhost-user without a kernel, and measures what goes through its rings
+    Rings(rings::Rings),
     /// Opens idle TCP connections and holds them until its parent ends
     Hold {
         /// The idle server
@@ -86,6 +89,13 @@ struct Bulk {
     streams: usize,
 }
 
+impl Bulk {
+    /// Warm-up and measurement.
+    fn times(&self) -> [Duration; 2] {
+        [Duration::from_millis(self.warm_up.into()), self.timed.time()]
+    }
+}
+
 #[derive(Args)]
 struct Datagrams {
     #[command(flatten)]
@@ -119,6 +129,7 @@ fn run(command: Command) -> Result<()> {
         Command::UdpOut(datagrams) => report(&udp::rates(&datagrams, udp::send)?),
         Command::UdpIn(datagrams) => report(&udp::rates(&datagrams, udp::receive)?),
         Command::UdpRr(timed) => report(&udp::round_trips(timed.server, timed.time())?),
+        Command::Rings(rings) => report(&rings.run()?),
         Command::Hold { server, count, time } => tcp::hold(server, count, Duration::from_millis(time)),
     }
 }

@@ -21,23 +21,26 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
     /// Bytes in the time that was measured.
-    measured: u64,
+    pub(crate) measured: u64,
     /// That time.
-    time: Duration,
+    pub(crate) time: Duration,
     /// All bytes, those of the warm-up included.
-    moved: u64,
+    pub(crate) moved: u64,
 }
 
 impl Counts {
-    pub(crate) fn to_bytes(self) -> [u8; 24] {
-        let mut bytes = [0; 24];
+    /// Bytes of an answer.
+    pub(crate) const LEN: usize = 24;
+
+    pub(crate) fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
         for (to, number) in bytes.chunks_mut(8).zip([self.measured, nanos(self.time), self.moved]) {
             to.copy_from_slice(&number.to_le_bytes());
         }
         bytes
     }
 
-    fn from_bytes(bytes: &[u8; 24]) -> Self {
+    pub(crate) fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
         let mut numbers = bytes.chunks(8).map(|number| number.try_into().map_or(0, u64::from_le_bytes));
         let mut next = || numbers.next().unwrap_or_default();
         Self { measured: next(), time: Duration::from_nanos(next()), moved: next() }
@@ -76,19 +79,19 @@ pub(crate) fn measure(stream: &mut TcpStream, [warm_up, time]: [Duration; 2]) ->
     }
 }
 
-/// Runs all streams at once; their rates are added up.
+/// Runs all streams at once.
 pub(crate) fn bulk(bulk: &Bulk, stream: fn(SocketAddr, [Duration; 2]) -> Result<Counts>) -> Result<Value> {
-    let times = [Duration::from_millis(bulk.warm_up.into()), bulk.timed.time()];
-    let server = bulk.timed.server;
+    let (times, server) = (bulk.times(), bulk.timed.server);
     let streams: Vec<_> = (0..bulk.streams).map(|_| thread::spawn(move || stream(server, times))).collect();
-    let mut bits_per_second = 0.0;
-    let mut moved = 0;
-    for stream in streams {
-        let counts = stream.join().expect("a stream does not panic")?;
-        bits_per_second += per_second(counts.measured * 8, counts.time);
-        moved += counts.moved;
-    }
-    Ok(json!({ "gbit_per_s": bits_per_second / 1e9, "moved_bytes": moved }))
+    let counts = streams.into_iter().map(|stream| stream.join().expect("a stream does not panic"));
+    Ok(rates(counts.collect::<Result<_>>()?))
+}
+
+/// The rates of all streams, added up.
+pub(crate) fn rates(counts: Vec<Counts>) -> Value {
+    let bits_per_second: f64 = counts.iter().map(|counts| per_second(counts.measured * 8, counts.time)).sum();
+    let moved: u64 = counts.iter().map(|counts| counts.moved).sum();
+    json!({ "gbit_per_s": bits_per_second / 1e9, "moved_bytes": moved })
 }
 
 /// Sends until the server has counted enough.
@@ -101,7 +104,7 @@ pub(crate) fn send(server: SocketAddr, times: [Duration; 2]) -> Result<Counts> {
     let mut answers = stream.try_clone()?;
     answers.set_read_timeout(Some(times.iter().sum::<Duration>() + PATIENCE * 2))?;
     let answer = thread::spawn(move || {
-        let mut counts = [0; 24];
+        let mut counts = [0; Counts::LEN];
         let result = answers.read_exact(&mut counts);
         // Wakes the writer, which may wait for room.
         let _ = answers.shutdown(std::net::Shutdown::Both);
