@@ -185,6 +185,8 @@ impl Writer {
             }
         }
         if len >= least {
+            // Whoever wanted more before tries again.
+            self.wanted = 0;
             return Ok(Taken::Bytes(len));
         }
         let never = self.chains.len() >= most || self.buffers.len() >= usize::from(MAX_CHAIN);
