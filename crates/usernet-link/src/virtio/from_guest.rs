@@ -68,6 +68,9 @@ impl LinkRx for QueueRx {
             return Err(why);
         }
         let received = self.batch.receive(state);
+        if received.is_err() {
+            self.batch.clear();
+        }
         Ok(self.pair.or_break_down(state, TRANSMIT, received))
     }
 
@@ -112,6 +115,10 @@ impl Batch {
             self.heads.iter().for_each(|head| ring.give_back(*head, 0));
         }
         queue.publish();
+        self.clear();
+    }
+
+    fn clear(&mut self) {
         self.heads.clear();
         self.frames.clear();
         self.buffers.clear();
