@@ -35,6 +35,57 @@
 //! # }
 //! ```
 //!
+//! A VMM that has its guest's virtio rings hands them over as a [`link::virtio::Device`]. Frames then move
+//! straight from and to the guest's memory, with the offloads that its driver knows, and each pair of queues
+//! has a worker. The configuration space, the status and a control queue are the VMM's own:
+//!
+//! ```
+//! use std::fs::File;
+//! use std::num::NonZeroU16;
+//!
+//! use rustix::event::{EventfdFlags, eventfd};
+//! use rustix::fs::{MemfdFlags, memfd_create};
+//! use usernet::link::virtio::{Device, Memory, Region, RegionLayout, RingLayout, feature};
+//! use usernet::{Config, Network};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pairs = NonZeroU16::MIN.saturating_add(1);
+//! let network = Network::start(Config { workers: Some(pairs), ..Config::default() })?;
+//! let (device, links) = Device::new(pairs)?;
+//! let port = network.handle().attach_queues(links, "vm0")?;
+//!
+//! // The guest's memory: a file, and where the guest has it.
+//! let len = 1 << 20;
+//! let ram = File::from(memfd_create("ram", MemfdFlags::CLOEXEC)?);
+//! ram.set_len(len)?;
+//! let mut memory = Memory::default();
+//! let region = Region::map(RegionLayout { guest: 0, rings: 0, len, offset: 0 }, &ram)?;
+//! memory.add(region).ok_or("it overlaps another")?;
+//! device.set_memory(&memory)?;
+//!
+//! // Its driver has come up: what it took of feature::DEVICE, and where it put each queue.
+//! device.set_features(feature::DEVICE);
+//! for (index, at) in (0..device.queues()).zip((0..).step_by(0x4000)) {
+//!     let (descriptors, available, used) = (at, at + 0x1000, at + 0x2000);
+//!     let ring = RingLayout { size: 256, descriptors, available, used, event_idx: true, indirect: true };
+//!     // The guest's notifications come by one eventfd (for KVM, an ioeventfd); its interrupts leave by another
+//!     // (an irqfd).
+//!     let [kick, call] = [(); 2].map(|()| eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC));
+//!     device.set_call(index, Some(call?))?;
+//!     device.start(index, ring, 0, kick?)?;
+//! }
+//! assert_eq!(network.handle().ports()?.first().map(|guest| guest.queues.len()), Some(2));
+//!
+//! // The guest has made no mistake yet, and goes.
+//! assert_eq!(device.trouble(), None);
+//! drop(device);
+//! network.handle().runtime().block_on(network.handle().detached(port));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! For a guest in another process there is [`Handle::attach_vhost_user`].
+//!
 //! What it does not do: it never opens a raw socket or a device by itself, starts no process, and writes
 //! no file but the capture that the configuration names.
 
