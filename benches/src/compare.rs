@@ -53,8 +53,8 @@ pub struct Options {
     pub time: Option<u64>,
     /// Only contenders or work whose name contains this; repeatable
     ///
-    /// Contenders: loopback, socat, veth, slirp4netns, pasta, usernet, qemu-libslirp, qemu-passt,
-    /// qemu-usernet. Work: such as "TCP out", "round trip", "connections", "UDP in", "idle", "guest",
+    /// Contenders: loopback, socat, veth, slirp4netns, pasta, usernet, rings, qemu-libslirp, qemu-passt,
+    /// qemu-usernet, qemu-vhost-user, qemu-two-queues, uml-loopback, uml-tap, uml-usernet. Work: such as "TCP out", "round trip", "connections", "UDP in", "idle", "guest",
     /// "memory". Patterns that name contenders choose among those, all others among the work.
     #[arg(long, value_name = "PATTERN")]
     pub only: Vec<String>,
@@ -206,11 +206,9 @@ impl Run {
     fn round(&mut self, round: usize) {
         let [small, _] = MTUS;
         let works = |place| self.choice.work.iter().filter(|work| work.place == place).cloned().collect();
-        let (works, beside, machine): (Vec<_>, Vec<_>, Vec<_>) =
-            (works(Place::Namespace), works(Place::BesideIdle), works(Place::Machine));
+        let (works, beside): (Vec<_>, Vec<_>) = (works(Place::Namespace), works(Place::BesideIdle));
 
-        let in_namespaces: Vec<_> =
-            self.choice.contenders.iter().copied().filter(|c| !c.is_machine()).collect();
+        let in_namespaces = self.contenders_at(Place::Namespace);
         let mut guests = Guests::new();
         for mtu in MTUS {
             let wanted = mtu == small && (!beside.is_empty() || self.choice.memory);
@@ -227,12 +225,25 @@ impl Run {
             self.work_beside_idle(round, &beside, guests);
         }
 
-        if !machine.is_empty() {
-            let machines: Vec<_> =
-                self.choice.contenders.iter().copied().filter(|c| c.is_machine()).collect();
-            let mut guests = self.start(&machines, small);
-            self.work_in_turn(round, &machine, &mut guests);
+        for place in [Place::Qemu, Place::Uml] {
+            self.work_in_machines(round, place);
         }
+    }
+
+    /// All work that is done in machines of a kind. Those with one MTU at a time: they are many processes.
+    fn work_in_machines(&mut self, round: usize, place: Place) {
+        for mtu in MTUS {
+            let works = self.choice.work.iter().filter(|work| work.place == place && work.mtu == mtu);
+            let works: Vec<_> = works.cloned().collect();
+            let mut machines = self.contenders_at(place);
+            machines.retain(|machine| works.iter().any(|work| work.suits(*machine)));
+            let mut guests = self.start(&machines, mtu);
+            self.work_in_turn(round, &works, &mut guests);
+        }
+    }
+
+    fn contenders_at(&self, place: Place) -> Vec<Contender> {
+        self.choice.contenders.iter().copied().filter(|contender| contender.place() == place).collect()
     }
 
     /// Starts these contenders all at once.

@@ -104,14 +104,25 @@ impl Netdev<'_> {
     }
 }
 
-/// The command line of a User Mode Linux machine that boots what is in `folder`, with its card plugged in to
-/// a network that listens for front ends of vhost-user. What its kernel says goes to standard error.
-/// `environment` is words like `NAME=VALUE`, for those that run in the machine; `MAC` is the card's address.
+/// The network card of a User Mode Linux machine.
+#[derive(Clone, Copy, Debug)]
+pub enum Card<'a> {
+    /// It has none.
+    None,
+    /// It is plugged in to a network that listens for front ends of vhost-user.
+    VhostUser(&'a Path),
+    /// It is the other end of this TAP device, with segmentation offload, and is called `vec0`.
+    Tap(&'a str),
+}
+
+/// The command line of a User Mode Linux machine that boots what is in `folder`, and has a card. What its
+/// kernel says goes to standard error. `environment` is words like `NAME=VALUE`, for those that run in the
+/// machine; `MAC` is the card's address.
 ///
 /// It is several processes, and those that stand for the machine's own would outlive the first. So they have
 /// a PID namespace, which ends with the process that this starts. The shell is its first process: User Mode
 /// Linux could not be ended there by the signals that it sends itself.
-pub fn uml(folder: &Path, socket: &Path, environment: &[&str]) -> Vec<OsString> {
+pub fn uml(folder: &Path, card: Card<'_>, environment: &[&str]) -> Vec<OsString> {
     let around = "unshare --user --map-current-user --pid --fork --kill-child --";
     let mut line: Vec<OsString> = around.split(' ').map(OsString::from).collect();
     line.extend(["sh".into(), "-c".into(), r#""$@"; exit $?"#.into(), "sh".into(), UML.into()]);
@@ -121,7 +132,13 @@ pub fn uml(folder: &Path, socket: &Path, environment: &[&str]) -> Vec<OsString> 
                      initcall_blacklist=raid6_select_algo uml_dir=uml";
     line.extend(arguments.split(' ').map(OsString::from));
     line.push(format!("initrd={}", folder.join("initramfs").display()).into());
-    line.push(format!("virtio_uml.device={}:1", socket.display()).into());
+    match card {
+        Card::None => {}
+        Card::VhostUser(socket) => line.push(format!("virtio_uml.device={}:1", socket.display()).into()),
+        Card::Tap(device) => {
+            line.push(format!("vec0:transport=tap,ifname={device},depth=128,gro=1,mtu=65535").into());
+        }
+    }
     line.extend(environment.iter().map(OsString::from));
     line
 }

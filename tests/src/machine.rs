@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use usernet_benches::machine::{build_qemu, build_uml, qemu, uml};
+use usernet_benches::machine::{Card, build_qemu, build_uml, qemu, uml};
 
 use crate::process::Process;
 use crate::world::target;
@@ -53,7 +53,7 @@ impl Machine {
     /// byte of its address, and waits for its shell.
     pub fn boot_uml(world: &World, socket: &Path, card: u8) -> Self {
         let mac = format!("MAC={}", mac(card));
-        Self::start(command_of(world, &uml(&uml_image(world), socket, &[&mac])))
+        Self::start(command_of(world, &uml(&uml_image(world), Card::VhostUser(socket), &[&mac])))
     }
 
     fn start(command: Command) -> Self {

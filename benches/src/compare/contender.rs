@@ -6,7 +6,7 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
+use std::path::{Display, Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use serde_json::Value;
 use super::guest::Guest;
 use super::machine;
 use super::shell::Shell;
-use crate::machine::{Netdev, QEMU, build_qemu};
+use super::work::Place;
+use crate::machine::{Card, Netdev, QEMU, UML, build_qemu, build_uml};
 use crate::{Family, Programs};
 
 /// How long a contender may take to start.
@@ -43,19 +44,37 @@ pub(super) enum Contender {
     QemuPasst,
     /// A QEMU guest on a stream socket of `usernet`.
     QemuUsernet,
+    /// A QEMU guest whose rings `usernet` has.
+    QemuVhostUser,
+    /// The same with two processors and a pair of queues for each.
+    QemuTwoQueues,
+    /// Rings that `usernet` has, of a guest without a kernel.
+    Rings,
+    /// The loopback of a User Mode Linux guest: no network at all.
+    UmlLoopback,
+    /// A User Mode Linux guest on a TAP device with segmentation offload, and the kernel behind that.
+    UmlTap,
+    /// A User Mode Linux guest whose rings `usernet` has.
+    UmlUsernet,
 }
 
 impl Contender {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Loopback,
         Self::Socat,
         Self::Veth,
         Self::Slirp4netns,
         Self::Pasta,
         Self::Usernet,
+        Self::Rings,
         Self::QemuLibslirp,
         Self::QemuPasst,
         Self::QemuUsernet,
+        Self::QemuVhostUser,
+        Self::QemuTwoQueues,
+        Self::UmlLoopback,
+        Self::UmlTap,
+        Self::UmlUsernet,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -69,12 +88,26 @@ impl Contender {
             Self::QemuLibslirp => "qemu-libslirp",
             Self::QemuPasst => "qemu-passt",
             Self::QemuUsernet => "qemu-usernet",
+            Self::QemuVhostUser => "qemu-vhost-user",
+            Self::QemuTwoQueues => "qemu-two-queues",
+            Self::Rings => "rings",
+            Self::UmlLoopback => "uml-loopback",
+            Self::UmlTap => "uml-tap",
+            Self::UmlUsernet => "uml-usernet",
         }
     }
 
     /// Whether it is `usernet`, with whatever guest.
     pub(super) fn is_usernet(self) -> bool {
-        matches!(self, Self::Usernet | Self::QemuUsernet)
+        matches!(
+            self,
+            Self::Usernet
+                | Self::Rings
+                | Self::QemuUsernet
+                | Self::QemuVhostUser
+                | Self::QemuTwoQueues
+                | Self::UmlUsernet
+        )
     }
 
     /// Whether it is one of the others that do what `usernet` does: give a guest a network.
@@ -82,9 +115,22 @@ impl Contender {
         matches!(self, Self::Slirp4netns | Self::Pasta | Self::QemuLibslirp | Self::QemuPasst)
     }
 
-    /// Whether its guest is a virtual machine.
-    pub(super) fn is_machine(self) -> bool {
-        matches!(self, Self::QemuLibslirp | Self::QemuPasst | Self::QemuUsernet)
+    /// Where its work is done.
+    pub(super) fn place(self) -> Place {
+        match self {
+            Self::QemuLibslirp
+            | Self::QemuPasst
+            | Self::QemuUsernet
+            | Self::QemuVhostUser
+            | Self::QemuTwoQueues => Place::Qemu,
+            Self::UmlLoopback | Self::UmlTap | Self::UmlUsernet => Place::Uml,
+            _ => Place::Namespace,
+        }
+    }
+
+    /// Whether its guest has a pair of queues for each of two streams, which it is there to show.
+    pub(super) fn has_two_queues(self) -> bool {
+        matches!(self, Self::Rings | Self::QemuTwoQueues)
     }
 
     /// Whether it gives a network to a namespace.
@@ -104,7 +150,13 @@ impl Contender {
             Self::Pasta => (Path::new("pasta"), "--version", "passt"),
             Self::QemuLibslirp => (QEMU.as_ref(), "--version", "libslirp0"),
             Self::QemuPasst => (Path::new("passt"), "--version", "passt"),
-            Self::Usernet | Self::QemuUsernet => (lab.usernet.as_path(), "--version", ""),
+            Self::UmlLoopback | Self::UmlTap => (UML.as_ref(), "--version", "user-mode-linux"),
+            Self::Usernet
+            | Self::Rings
+            | Self::QemuUsernet
+            | Self::QemuVhostUser
+            | Self::QemuTwoQueues
+            | Self::UmlUsernet => (lab.usernet.as_path(), "--version", ""),
         };
         let output = |command: &mut Command| {
             let output = command.output().with_context(|| format!("cannot run {}", program.display()))?;
@@ -115,7 +167,7 @@ impl Contender {
         let package = output(Command::new("dpkg-query").args(["--show", package])).unwrap_or_default();
         let line = if package.is_empty() { own.lines().next().unwrap_or_default() } else { &package };
         let mut line = line.replace('\t', " ");
-        if self.is_machine() {
+        if self.place() == Place::Qemu {
             let qemu = output(Command::new(QEMU).arg("--version"))?;
             line = format!("{line}, {}", qemu.lines().next().unwrap_or_default());
         }
@@ -186,26 +238,54 @@ impl Contender {
                 Guest::relayed(shell(&mut command)?, at_gateway())
             }
             Self::QemuLibslirp => {
-                Guest::machine(machine::start(lab, Netdev::User, complaints)?, None, at_gateway())
+                Guest::machine(machine::start(lab, Netdev::User, 1, complaints)?, None, at_gateway())
             }
-            Self::QemuPasst | Self::QemuUsernet => {
-                let socket = lab.work().join(self.name());
-                let _ = fs::remove_file(&socket);
-                let mut command =
-                    lab.user(if self == Self::QemuPasst { "passt".as_ref() } else { &*lab.usernet });
-                if self == Self::QemuPasst {
-                    command.args(["--foreground", "--quiet", "--one-off", "--mtu", &mtu]);
-                    command.args(PASST_ADDRESSES).arg("--socket").arg(&socket);
-                } else {
-                    let control = socket.with_extension("control");
-                    let _ = fs::remove_file(&control);
-                    command.args(["--mtu", &mtu, "--listen", &format!("unix:{}", socket.display())]);
-                    command.args(["--control", &format!("unix:{}", control.display())]);
-                }
-                let relay = Shell::start(&mut command, complaints.with_extension("relay.log"))?;
-                machine::wait_for_listener(&socket, PATIENCE).with_context(|| relay.complaint())?;
-                let shell = machine::start(lab, Netdev::Stream(&socket), complaints)?;
-                Guest::machine(shell, Some(relay), at_gateway())
+            Self::QemuPasst => {
+                let socket = lab.socket(self, &mtu);
+                let mut command = lab.user("passt");
+                command.args(["--foreground", "--quiet", "--one-off", "--mtu", &mtu]);
+                command.args(PASST_ADDRESSES).arg("--socket").arg(&socket);
+                let relay = Relay::start(command, socket)?;
+                let shell = machine::start(lab, Netdev::Stream(&relay.socket), 1, complaints)?;
+                Guest::machine(shell, Some(relay.shell), at_gateway())
+            }
+            Self::QemuUsernet => {
+                let relay = lab.relay(self, &mtu, |socket| ["--listen".into(), format!("unix:{socket}")])?;
+                let shell = machine::start(lab, Netdev::Stream(&relay.socket), 1, complaints)?;
+                Guest::machine(shell, Some(relay.shell), at_gateway())
+            }
+            Self::QemuVhostUser | Self::QemuTwoQueues => {
+                let pairs = if self == Self::QemuTwoQueues { 2 } else { 1 };
+                let relay = lab.vhost_user(self, &mtu, pairs)?;
+                let shell = machine::start(lab, Netdev::VhostUser(&relay.socket), pairs, complaints)?;
+                Guest::machine(shell, Some(relay.shell), at_gateway())
+            }
+            Self::Rings => {
+                let relay = lab.vhost_user(self, &mtu, 2)?;
+                let mut guest = Guest::new(shell(&mut lab.user("sh"))?, at_gateway());
+                guest.load = format!("{} rings '{}' --mtu {mtu}", guest.load, relay.socket.display());
+                guest.attach(relay.shell);
+                guest
+            }
+            Self::UmlLoopback => {
+                let line = machine::uml_line(lab, Card::None, &[])?;
+                Guest::machine(shell(lab.user("env").args(line))?, None, Vec::new())
+            }
+            Self::UmlTap => {
+                let mut command = lab.user("unshare");
+                command.args(["--user", "--map-root-user", "--net", "sh", "-c", UML_TAP, "sh", &mtu]);
+                let mtu = format!("MTU={mtu}");
+                command.args(machine::uml_line(lab, Card::Tap("tap0"), &[&mtu])?);
+                let shell = shell(&mut command)?;
+                let servers = Family::ALL.map(|_| Ok(Servers::parse(&shell.line(PATIENCE)?)?.at_gateway()));
+                Guest::machine(shell, None, servers.into_iter().collect::<Result<_>>()?)
+            }
+            Self::UmlUsernet => {
+                let relay = lab.vhost_user(self, &mtu, 1)?;
+                let line = machine::uml_line(lab, Card::VhostUser(&relay.socket), &[])?;
+                let mut guest = Guest::machine(shell(lab.user("env").args(line))?, None, at_gateway());
+                guest.attach(relay.shell);
+                guest
             }
         })
     }
@@ -244,6 +324,19 @@ nsenter --target $HOST --net ip link set veth1 up
 exec sh'
 "#;
 
+/// The "host" has the servers and one end of the cable; the machine, which goes on in its place, the other.
+const UML_TAP: &str = r#"
+ip link set lo up
+"$LOAD" serve --address 0.0.0.0 &
+"$LOAD" serve --address :: &
+ip tuntap add tap0 mode tap user 0 vnet_hdr
+ip address add 10.0.2.2/24 dev tap0
+ip address add fd00::2/64 dev tap0 nodad
+ip link set tap0 mtu "$1" up
+shift
+exec "$@"
+"#;
+
 /// Where the servers of one family are, as their clients see it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Servers {
@@ -255,7 +348,7 @@ pub(super) struct Servers {
 
 impl Servers {
     /// Reads what `usernet-load serve` prints.
-    fn parse(line: &str) -> Result<Self> {
+    pub(super) fn parse(line: &str) -> Result<Self> {
         let told: Value = serde_json::from_str(line).with_context(|| format!("no ports: {line}"))?;
         let host = told.get("address").and_then(Value::as_str).context("no address")?.parse()?;
         let port = |name: &str| {
@@ -287,14 +380,31 @@ impl Servers {
     }
 }
 
+/// A relay that guests are plugged in to at a socket.
+struct Relay {
+    shell: Shell,
+    socket: PathBuf,
+}
+
+impl Relay {
+    fn start(mut command: Command, socket: PathBuf) -> Result<Self> {
+        let _ = fs::remove_file(&socket);
+        let shell = Shell::start(&mut command, socket.with_extension("log"))?;
+        machine::wait_for_listener(&socket, PATIENCE).with_context(|| shell.complaint())?;
+        Ok(Self { shell, socket })
+    }
+}
+
 /// What all contenders share: the programs, a folder, the servers on the host's loopback.
 pub(super) struct Lab {
     pub(super) folder: PathBuf,
     usernet: PathBuf,
     load: PathBuf,
     pub(super) core_load: PathBuf,
-    /// What machines boot, or why they cannot.
+    /// What QEMU machines boot, or why they cannot.
     pub(super) image: Result<(), String>,
+    /// What User Mode Linux machines boot, or why they cannot.
+    pub(super) uml_image: Result<PathBuf, String>,
     servers: Vec<(Shell, Servers)>,
 }
 
@@ -306,6 +416,8 @@ impl Lab {
             fs::copy(from, &to).with_context(|| format!("no {}", from.display()))?;
             Ok(to)
         };
+        let uml = folder.join("uml");
+        fs::create_dir(&uml)?;
         let mut lab = Self {
             folder: folder.into(),
             usernet: copy(&programs.usernet, "usernet")?,
@@ -313,6 +425,7 @@ impl Lab {
             core_load: programs.core_load.clone(),
             image: build_qemu(&programs.kernel, folder, &[&programs.load])
                 .map_err(|error| format!("{error:#}")),
+            uml_image: build_uml(&uml, &[&programs.load]).map(|()| uml).map_err(|error| format!("{error:#}")),
             servers: Vec::new(),
         };
         fs::create_dir(lab.work())?;
@@ -333,6 +446,27 @@ impl Lab {
     /// A folder that an ordinary user may write to.
     fn work(&self) -> PathBuf {
         self.folder.join("work")
+    }
+
+    /// Where the relay of a contender is to listen.
+    fn socket(&self, contender: Contender, mtu: &str) -> PathBuf {
+        self.work().join(format!("{}-{mtu}", contender.name()))
+    }
+
+    /// Starts a `usernet` that listens for guests, by the options that `listen` makes of the socket.
+    fn relay(&self, of: Contender, mtu: &str, listen: impl Fn(Display<'_>) -> [String; 2]) -> Result<Relay> {
+        let socket = self.socket(of, mtu);
+        let control = socket.with_extension("control");
+        let _ = fs::remove_file(&control);
+        let mut command = self.user(&self.usernet);
+        command.args(["--mtu", mtu, "--control", &format!("unix:{}", control.display())]);
+        command.args(listen(socket.display()));
+        Relay::start(command, socket)
+    }
+
+    /// Starts a `usernet` that listens for front ends with so many pairs of queues.
+    fn vhost_user(&self, of: Contender, mtu: &str, pairs: u16) -> Result<Relay> {
+        self.relay(of, mtu, |socket| ["--vhost-user".into(), format!("{socket},queues={pairs}")])
     }
 
     /// A command that an ordinary user runs.

@@ -27,15 +27,18 @@ pub(super) struct Guest {
     relays: Vec<u32>,
     /// The servers of each family, as they are reached here.
     pub(super) servers: Vec<Servers>,
+    /// What runs `usernet-load` here.
+    pub(super) load: String,
     is_machine: bool,
 }
 
 impl Guest {
     pub(super) fn new(shell: Shell, servers: Vec<Servers>) -> Self {
-        Self { shell, around: Vec::new(), relays: Vec::new(), servers, is_machine: false }
+        let load = r#""$LOAD""#.to_owned();
+        Self { shell, around: Vec::new(), relays: Vec::new(), servers, load, is_machine: false }
     }
 
-    /// A virtual machine, which may have its network from another process.
+    /// A virtual machine, which may have its network from another process. Without servers it has its own.
     pub(super) fn machine(shell: Shell, around: Option<Shell>, servers: Vec<Servers>) -> Self {
         Self { around: around.into_iter().collect(), is_machine: true, ..Self::new(shell, servers) }
     }
@@ -43,7 +46,7 @@ impl Guest {
     /// Waits until all of it is set up.
     pub(super) fn settle(&mut self) -> Result<()> {
         if self.is_machine {
-            machine::set_up(&mut self.shell, BOOT)?;
+            machine::set_up(&mut self.shell, &mut self.servers, BOOT)?;
         }
         self.shell.run("true", PATIENCE)?;
         Ok(())
@@ -71,7 +74,7 @@ impl Guest {
 
     /// Runs a command of `usernet-load` and reads its result.
     pub(super) fn load(&mut self, arguments: &str, patience: Duration) -> Result<Value> {
-        parse(&self.shell.run(&format!(r#""$LOAD" {arguments}"#), patience)?)
+        parse(&self.shell.run(&format!("{} {arguments}", self.load), patience)?)
     }
 
     /// Has `usernet-load` hold idle connections in the background, and waits until it does.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::contender::Contender;
 use super::report::{Report, Row, Samples, median, number, pairs, spread};
-use super::work::Kind;
+use super::work::{Kind, direction};
 use crate::Family;
 
 /// The row of the core's memory, which no socket is part of.
@@ -83,7 +83,10 @@ pub(super) fn to_json(report: &Report) -> Value {
 
 fn marks(report: &Report) -> Vec<Mark> {
     let mut marks = Marks { report, list: Vec::new() };
-    Family::ALL.into_iter().for_each(|family| marks.over(family));
+    for family in Family::ALL {
+        marks.over(family);
+        marks.vhost_user(family);
+    }
     // Of the slowest round trips no run is long enough to tell 5 %.
     for row in report.rows(Kind::Beside).filter(|row| !row.name.ends_with("p99")) {
         // Of a rate no less is wanted, of a time no more.
@@ -119,11 +122,15 @@ impl Marks<'_> {
 
     /// A rate of streams at least this many times that of another.
     fn against(&mut self, name: &str, to: Contender, bar: f64) {
-        let ratios = self
-            .report
-            .row(Kind::Bulk, name)
-            .and_then(|row| ratio(row.get(Contender::Usernet)?, row.get(to)?));
-        self.add(format!("{name} / {}", to.name()), Bar::AtLeast(bar), ratios);
+        self.between(Kind::Bulk, name, [Contender::Usernet, to], Bar::AtLeast(bar));
+    }
+
+    /// A figure of one contender as a ratio to another's.
+    fn between(&mut self, kind: Kind, name: &str, [of, to]: [Contender; 2], bar: Bar) {
+        let row = self.report.row(kind, name);
+        let ratios = row.and_then(|row| ratio(row.get(of)?, row.get(to)?));
+        let of = if of == Contender::Usernet { String::new() } else { format!(": {}", of.name()) };
+        self.add(format!("{name}{of} / {}", to.name()), bar, ratios);
     }
 
     fn against_peers(&mut self, kind: Kind, name: &str, contender: Contender, bar: Bar) {
@@ -143,10 +150,10 @@ impl Marks<'_> {
             self.against(&bulk(family, 1500, out), Contender::Slirp4netns, 5.0);
         }
         self.latency(family);
-        for direction in ["out", "in"] {
+        for out in [true, false] {
             self.against_peers(
                 Kind::Datagrams,
-                &format!("UDP {direction}, 1400 bytes{}, free of loss", family.suffix()),
+                &format!("UDP {}, 1400 bytes{}, free of loss", direction(out), family.suffix()),
                 Contender::Usernet,
                 Bar::AtLeast(3.0),
             );
@@ -155,6 +162,34 @@ impl Marks<'_> {
             let row = format!("QEMU guest: {}", bulk(family, 1500, out));
             self.against_peers(Kind::Bulk, &row, Contender::QemuUsernet, Bar::Above(1.0));
         }
+    }
+
+    /// What is wanted of rings in the memory of a guest.
+    fn vhost_user(&mut self, family: Family) {
+        for (mtu, out, bar) in
+            [(1500, true, 2.5), (1500, false, 1.0), (65520, true, 3.2), (65520, false, 1.1)]
+        {
+            let name = bulk(family, mtu, out);
+            let rings = [Contender::Rings, Contender::Usernet];
+            self.between(Kind::Bulk, &name, rings, Bar::AtLeast(1.3));
+            let name = format!("UML guest: {name}");
+            let guests = [Contender::UmlUsernet, Contender::UmlLoopback];
+            self.between(Kind::Bulk, &name, guests, Bar::AtLeast(bar));
+        }
+        let guests = [Contender::QemuVhostUser, Contender::QemuLibslirp];
+        for out in [true, false] {
+            let name = format!("QEMU guest: {}", bulk(family, 1500, out));
+            self.between(Kind::Bulk, &name, guests, Bar::AtLeast(1.0));
+            for what in ["free of loss", "flood"] {
+                let name =
+                    format!("QEMU guest: UDP {}, 1400 bytes{}, {what}", direction(out), family.suffix());
+                self.between(Kind::Datagrams, &name, guests, Bar::AtLeast(1.0));
+            }
+        }
+        let trip = format!("QEMU guest: TCP round trip{}, p50", family.suffix());
+        self.between(Kind::RoundTrip, &trip, guests, Bar::AtMost(1.0));
+        let connections = format!("QEMU guest: connections{}", family.suffix());
+        self.between(Kind::Connections, &connections, guests, Bar::AtLeast(1.0));
     }
 
     /// What a round trip and a connection add.
@@ -176,7 +211,7 @@ impl Marks<'_> {
 }
 
 fn bulk(family: Family, mtu: u16, out: bool) -> String {
-    format!("TCP {}, MTU {mtu}, 1 stream{}", if out { "out" } else { "in" }, family.suffix())
+    format!("TCP {}, MTU {mtu}, 1 stream{}", direction(out), family.suffix())
 }
 
 fn ratio(of: &Samples, to: &Samples) -> Option<Samples> {
@@ -215,7 +250,13 @@ mod tests {
             for name in ["TCP round trip", "connections", "UDP in, 1400 bytes", "UDP out, 1400 bytes"] {
                 exists(format!("{name}{}", family.suffix()));
             }
-            exists(format!("QEMU guest: {}", bulk(family, 1500, true)));
+            for machine in ["QEMU guest", "UML guest"] {
+                exists(format!("{machine}: {}", bulk(family, 1500, true)));
+            }
+            exists(format!("UML guest: {}", bulk(family, 65520, false)));
+            for name in ["TCP round trip", "connections", "UDP in, 1400 bytes", "UDP out, 1400 bytes"] {
+                exists(format!("QEMU guest: {name}{}", family.suffix()));
+            }
         }
     }
 }

@@ -42,6 +42,11 @@ impl Row {
         self.samples.iter().find(|(c, _)| *c == contender).map(|(_, samples)| samples)
     }
 
+    /// What it is without any network: both ends in the host, or in the guest.
+    pub(super) fn loopback(&self) -> Option<&Samples> {
+        self.get(Contender::Loopback).or_else(|| self.get(Contender::UmlLoopback))
+    }
+
     /// Contenders and their samples, in the order of the contenders.
     pub(super) fn contenders(&self) -> impl Iterator<Item = (Contender, &Samples)> {
         Contender::ALL.into_iter().filter_map(|contender| Some((contender, self.get(contender)?)))
@@ -202,8 +207,9 @@ impl Report {
                     cells.extend([text, to_best]);
                 } else {
                     if kind.is_rate() {
-                        for yardstick in [Contender::Loopback, Contender::Socat, Contender::Veth] {
-                            cells.push(row.get(yardstick).map_or_else(String::new, |to| ratio(samples, to)));
+                        let (socat, veth) = (row.get(Contender::Socat), row.get(Contender::Veth));
+                        for yardstick in [row.loopback(), socat, veth] {
+                            cells.push(yardstick.map_or_else(String::new, |to| ratio(samples, to)));
                         }
                     }
                     if kind != Kind::Beside {

@@ -113,8 +113,10 @@ pub(super) enum Place {
     Namespace,
     /// There as well, in turn with and without idle flows beside.
     BesideIdle,
-    /// In a virtual machine.
-    Machine,
+    /// In a QEMU machine.
+    Qemu,
+    /// In a User Mode Linux machine.
+    Uml,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,9 +144,11 @@ impl Work {
             for family in Family::ALL {
                 let name = format!("{name}{}", family.suffix());
                 let mut work = Self { name, family, mtu, place, quick: false, load };
+                let slow = place == Place::Qemu && matches!(load, Load::Datagrams { .. });
                 work.quick = !work.is_minor()
+                    && !slow
                     && (family == Family::V4
-                        || mtu == small
+                        || (mtu == small || place == Place::Uml)
                             && place != Place::BesideIdle
                             && load != Load::RoundTrip { tcp: false });
                 all.push(work);
@@ -168,8 +172,13 @@ impl Work {
                 add(name, Load::Datagrams { out, size }, small, Place::Namespace);
             }
         }
-        for (prefix, place) in [("beside idle flows: ", Place::BesideIdle), ("QEMU guest: ", Place::Machine)]
-        {
+        for mtu in MTUS {
+            for out in [true, false] {
+                let name = format!("TCP {}, MTU {mtu}, 2 streams", direction(out));
+                add(name, Load::Bulk { out, streams: 2 }, mtu, Place::Namespace);
+            }
+        }
+        for (prefix, place) in [("beside idle flows: ", Place::BesideIdle), ("QEMU guest: ", Place::Qemu)] {
             for out in [true, false] {
                 let name = format!("{prefix}TCP {}, MTU {small}, 1 stream", direction(out));
                 add(name, Load::Bulk { out, streams: 1 }, small, place);
@@ -177,10 +186,23 @@ impl Work {
             add(format!("{prefix}TCP round trip"), Load::RoundTrip { tcp: true }, small, place);
             add(format!("{prefix}connections"), Load::Connections, small, place);
         }
+        for out in [true, false] {
+            let direction = direction(out);
+            let name = format!("QEMU guest: UDP {direction}, 1400 bytes");
+            add(name, Load::Datagrams { out, size: 1400 }, small, Place::Qemu);
+            let name = format!("QEMU guest: TCP {direction}, MTU {small}, 2 streams");
+            add(name, Load::Bulk { out, streams: 2 }, small, Place::Qemu);
+        }
+        for mtu in MTUS {
+            for out in [true, false] {
+                let name = format!("UML guest: TCP {}, MTU {mtu}, 1 stream", direction(out));
+                add(name, Load::Bulk { out, streams: 1 }, mtu, Place::Uml);
+            }
+        }
         all
     }
 
-    /// Whether no mark speaks of it.
+    /// Whether a quick run can do without it.
     fn is_minor(&self) -> bool {
         matches!(self.load, Load::Bulk { streams: 2.., .. } | Load::Datagrams { size: ..1400, .. })
     }
@@ -188,16 +210,21 @@ impl Work {
     /// Whether `contender` can do it, and is asked to: over IPv6 some is of interest only beside the same
     /// over IPv4.
     pub(super) fn suits(&self, contender: Contender) -> bool {
+        if let Load::Bulk { streams: 2, .. } = self.load {
+            return contender.place() == self.place && contender.has_two_queues();
+        }
         if self.family == Family::V6 && (self.is_minor() || self.place == Place::BesideIdle) {
             return contender == Contender::Usernet;
         }
         match (self.place, self.load) {
-            (Place::Machine, _) => contender.is_machine(),
+            (place, load) if contender.has_two_queues() => {
+                contender.place() == place && matches!(load, Load::Bulk { streams: 1, .. })
+            }
             (Place::BesideIdle, _) => contender.is_on_tap(),
             (Place::Namespace, Load::Datagrams { .. } | Load::RoundTrip { tcp: false }) => {
-                !contender.is_machine() && contender != Contender::Socat
+                contender.place() == Place::Namespace && contender != Contender::Socat
             }
-            (Place::Namespace, _) => !contender.is_machine(),
+            (place, _) => contender.place() == place,
         }
     }
 
@@ -259,6 +286,7 @@ impl Work {
     }
 }
 
-fn direction(out: bool) -> &'static str {
+/// The word for a direction: from the guest to the host, or the other way.
+pub(super) fn direction(out: bool) -> &'static str {
     if out { "out" } else { "in" }
 }

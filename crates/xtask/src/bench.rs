@@ -13,6 +13,7 @@ use crate::test::{cargo, enter_workspace};
 const COMPARISON: &[Program] = &[
     program("ip", "iproute2"),
     program("busybox", "busybox-static"),
+    program("linux.uml", "user-mode-linux"),
     program("pasta", "passt"),
     program("qemu-system-x86_64", "qemu-system-x86"),
     program("slirp4netns", "slirp4netns"),
