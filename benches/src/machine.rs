@@ -111,8 +111,8 @@ pub enum Card<'a> {
     None,
     /// It is plugged in to a network that listens for front ends of vhost-user.
     VhostUser(&'a Path),
-    /// It is the other end of this TAP device, with segmentation offload, and is called `vec0`.
-    Tap(&'a str),
+    /// It is the other end of this TAP device, with segmentation offload, has this MTU, and is called `vec0`.
+    Tap(&'a str, u16),
 }
 
 /// The command line of a User Mode Linux machine that boots what is in `folder`, and has a card. What its
@@ -135,8 +135,8 @@ pub fn uml(folder: &Path, card: Card<'_>, environment: &[&str]) -> Vec<OsString>
     match card {
         Card::None => {}
         Card::VhostUser(socket) => line.push(format!("virtio_uml.device={}:1", socket.display()).into()),
-        Card::Tap(device) => {
-            line.push(format!("vec0:transport=tap,ifname={device},depth=128,gro=1,mtu=65535").into());
+        Card::Tap(device, mtu) => {
+            line.push(format!("vec0:transport=tap,ifname={device},depth=128,gro=1,mtu={mtu}").into());
         }
     }
     line.extend(environment.iter().map(OsString::from));

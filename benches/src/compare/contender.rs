@@ -268,21 +268,20 @@ impl Contender {
                 guest
             }
             Self::UmlLoopback => {
-                let line = machine::uml_line(lab, Card::None, &[])?;
+                let line = machine::uml_line(lab, Card::None)?;
                 Guest::machine(shell(lab.user("env").args(line))?, None, Vec::new())
             }
             Self::UmlTap => {
                 let mut command = lab.user("unshare");
                 command.args(["--user", "--map-root-user", "--net", "sh", "-c", UML_TAP, "sh", &mtu]);
-                let mtu = format!("MTU={mtu}");
-                command.args(machine::uml_line(lab, Card::Tap("tap0"), &[&mtu])?);
+                command.args(machine::uml_line(lab, Card::Tap("tap0", mtu.parse()?))?);
                 let shell = shell(&mut command)?;
                 let servers = Family::ALL.map(|_| Ok(Servers::parse(&shell.line(PATIENCE)?)?.at_gateway()));
                 Guest::machine(shell, None, servers.into_iter().collect::<Result<_>>()?)
             }
             Self::UmlUsernet => {
                 let relay = lab.vhost_user(self, &mtu, 1)?;
-                let line = machine::uml_line(lab, Card::VhostUser(&relay.socket), &[])?;
+                let line = machine::uml_line(lab, Card::VhostUser(&relay.socket))?;
                 let mut guest = Guest::machine(shell(lab.user("env").args(line))?, None, at_gateway());
                 guest.attach(relay.shell);
                 guest

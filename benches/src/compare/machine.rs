@@ -19,8 +19,7 @@ const ENVIRONMENT: &str = "LOAD=/bin/usernet-load";
 const SET_UP: &str = "\
 [ ! -e /sys/class/net/vec0 ] || ip link set vec0 name eth0
 echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad &&
-ip address add 10.0.2.15/24 dev eth0 && ip address add fd00::15/64 dev eth0 &&
-ip link set eth0 mtu ${MTU:-$(cat /sys/class/net/eth0/mtu)} && ip link set eth0 up &&
+ip address add 10.0.2.15/24 dev eth0 && ip address add fd00::15/64 dev eth0 && ip link set eth0 up &&
 ip route add default via 10.0.2.2 &&
 until grep -q 1 /sys/class/net/eth0/carrier; do sleep 0.1; done";
 
@@ -49,9 +48,9 @@ pub(super) fn start(lab: &Lab, netdev: Netdev<'_>, processors: u16, complaints: 
 }
 
 /// The command line of a User Mode Linux machine.
-pub(super) fn uml_line(lab: &Lab, card: Card<'_>, environment: &[&str]) -> Result<Vec<OsString>> {
+pub(super) fn uml_line(lab: &Lab, card: Card<'_>) -> Result<Vec<OsString>> {
     let image = lab.uml_image.as_ref().map_err(|error| anyhow!("{error}"))?;
-    Ok(uml(image, card, &[&[ENVIRONMENT], environment].concat()))
+    Ok(uml(image, card, &[ENVIRONMENT]))
 }
 
 /// Waits until a machine has booted, and sets up its interface. One that has no `servers` to reach by that
