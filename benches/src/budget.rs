@@ -1,21 +1,22 @@
 //! Costs that can be counted instead of timed, and what they may be.
 //!
 //! A count is the same on a busy machine, or nearly so: instructions of the core under callgrind, the
-//! memory of many flows, and system calls of the whole program under strace.
+//! memory of many flows, and system calls of the whole program under strace. That nothing sums up payload
+//! shows in a profile by perf.
+
+mod watched;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::SocketAddr;
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
-use serde_json::Value;
 
 use crate::{Family, Programs};
+use watched::{Plug, checksums, system_calls};
 
 /// How much more than its budget something may cost: other compilers and C libraries count differently.
 const TOLERANCE: f64 = 1.05;
@@ -24,6 +25,13 @@ const TOLERANCE: f64 = 1.05;
 const RUNS: usize = 7;
 /// How often at most, while the least is over the budget.
 const MOST_RUNS: usize = 21;
+
+/// Percent of its time that the program may spend in checksums where guests leave them to us: those of IPv4
+/// headers. To sum up the payload would take ten times as much.
+const MOST_CHECKSUMS: f64 = 1.0;
+
+/// The ways that bytes move, as `usernet-load` and people say it.
+const DIRECTIONS: [(&str, &str); 2] = [("tcp-out", "guest to host"), ("tcp-in", "host to guest")];
 
 /// What things cost, or may.
 pub type Costs = BTreeMap<String, f64>;
@@ -45,7 +53,23 @@ pub fn check(programs: &Programs, budget: &Path) -> Result<()> {
         let budget = budgets.get(name).copied().unwrap_or(0.0);
         table.add_row([name.clone(), budget.to_string(), cost.to_string(), format!("{:.3}", cost / budget)]);
         if *cost > budget * TOLERANCE {
-            over.push(name.as_str());
+            over.push(name.clone());
+        }
+    }
+    for (family, (work, what)) in Family::ALL.into_iter().flat_map(|family| DIRECTIONS.map(|d| (family, d))) {
+        let name = format!("percent of time in checksums: {what}, vhost-user{}", family.suffix());
+        match checksums(programs, family, work) {
+            Ok(share) => {
+                table.add_row([
+                    name.clone(),
+                    MOST_CHECKSUMS.to_string(),
+                    format!("{share:.2}"),
+                    format!("{:.3}", share / MOST_CHECKSUMS),
+                ]);
+                over.extend((share > MOST_CHECKSUMS).then_some(name));
+            }
+            // Not every machine lets itself be sampled.
+            Err(error) => eprintln!("{name}: not known: {error:#}"),
         }
     }
     writeln!(std::io::stdout(), "{table}")?;
@@ -90,20 +114,23 @@ fn count(programs: &Programs, budgets: &Costs) -> Result<Costs> {
         }
         let bytes = bytes_per_flow(&programs.core_load, family, 100_000)?;
         costs.insert(format!("core bytes per flow of 100,000{}", family.suffix()), bytes);
-        for (work, what) in [("tcp-out", "guest to host"), ("tcp-in", "host to guest")] {
-            let name = format!("system calls per 64 KiB: {what}, MTU 1500{}", family.suffix());
-            let cost = least_system_calls(programs, family, work, budgets.get(&name).copied())?;
-            costs.insert(name, (cost * 100.0).round() / 100.0);
+        for (plug, by) in [(Plug::Tap, ""), (Plug::VhostUser, ", vhost-user")] {
+            for (work, what) in DIRECTIONS {
+                let name = format!("system calls per 64 KiB: {what}, MTU 1500{by}{}", family.suffix());
+                let count = || system_calls(programs, plug, family, work);
+                let cost = least_of(count, budgets.get(&name).copied())?;
+                costs.insert(name, (cost * 100.0).round() / 100.0);
+            }
         }
     }
     Ok(costs)
 }
 
-/// The system calls for 64 KiB: the least of several runs where there is a budget, else the median.
-fn least_system_calls(programs: &Programs, family: Family, work: &str, budget: Option<f64>) -> Result<f64> {
+/// What varies: the least of several runs where there is a budget, else the median.
+fn least_of(count: impl Fn() -> Result<f64>, budget: Option<f64>) -> Result<f64> {
     let mut counts = Vec::new();
     loop {
-        counts.push(system_calls(programs, family, work)?);
+        counts.push(count()?);
         counts.sort_unstable_by(f64::total_cmp);
         if counts.len() < RUNS {
             continue;
@@ -144,50 +171,4 @@ pub(crate) fn bytes_per_flow(core_load: &Path, family: Family, flows: u32) -> Re
 fn load(family: Family, work: &str, amount: u32) -> [String; 3] {
     let family = if family == Family::V4 { "4" } else { "6" };
     [work.to_owned(), amount.to_string(), format!("--family={family}")]
-}
-
-/// System calls of `usernet exec` while its guest moves bytes, for each 64 KiB. Its start does not count.
-fn system_calls(programs: &Programs, family: Family, work: &str) -> Result<f64> {
-    let mut server = Command::new(&programs.load);
-    server.args(["serve", "--address", if family == Family::V4 { "127.0.0.1" } else { "::1" }]);
-    let mut server = server.stdout(Stdio::piped()).spawn()?;
-    let counted = moving(programs, family, work, &mut server);
-    server.kill()?;
-    server.wait()?;
-    let (calls, output) = counted?;
-    let result: Value = serde_json::from_str(&output).with_context(|| format!("no result: {output}"))?;
-    let moved = result.get("moved_bytes").and_then(Value::as_f64).context("nothing moved")?;
-    let (start, _) = trace(programs, &["true".as_ref()])?;
-    Ok((calls - start) / (moved / 65_536.0))
-}
-
-fn moving(programs: &Programs, family: Family, work: &str, server: &mut Child) -> Result<(f64, String)> {
-    let stdout = server.stdout.take().context("the server has no output")?;
-    let mut ports = String::new();
-    BufReader::new(stdout).read_line(&mut ports)?;
-    let ports: Value = serde_json::from_str(&ports)?;
-    let port = ports.get("tcp").and_then(Value::as_u64).context("the server has no port")?;
-    let address = SocketAddr::new(family.gateway(), u16::try_from(port)?).to_string();
-    let work: [&OsStr; 4] = [work.as_ref(), address.as_ref(), "--time".as_ref(), "1500".as_ref()];
-    trace(programs, &[&[programs.load.as_os_str()], work.as_slice()].concat())
-}
-
-/// The system calls of `usernet exec` for this command, and what the command wrote.
-fn trace(programs: &Programs, command: &[&OsStr]) -> Result<(f64, String)> {
-    let counts = tempfile::NamedTempFile::new()?;
-    // What the program starts is the guest, with which strace has nothing to do.
-    let output = Command::new("strace")
-        .args(["--follow-forks", "--detach-on=execve", "--summary-only", "--summary-columns=calls,name"])
-        .arg("--output")
-        .args([counts.path(), &programs.usernet])
-        .args(["exec", "--"])
-        .args(command)
-        .env("RUST_LOG", "error")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run strace")?;
-    let counts = fs::read_to_string(counts.path())?;
-    let total = counts.lines().find_map(|line| line.trim().strip_suffix(" total"));
-    let total = total.with_context(|| format!("strace says: {counts}"))?.trim().parse()?;
-    Ok((total, String::from_utf8_lossy(&output.stdout).into_owned()))
 }

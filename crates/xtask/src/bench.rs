@@ -21,7 +21,8 @@ const COMPARISON: &[Program] = &[
 ];
 
 /// What counts.
-const COUNTERS: &[Program] = &[program("strace", "strace"), program("valgrind", "valgrind")];
+const COUNTERS: &[Program] =
+    &[program("perf", "linux-perf"), program("strace", "strace"), program("valgrind", "valgrind")];
 
 const BUDGET: &str = "benches/budget.json";
 
