@@ -151,3 +151,44 @@ impl<'m> Queue<'m> {
         self.memory.store(value, at, order).expect(INSIDE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_of_1024_fits_in_its_room_and_is_aligned() {
+        for size in [256, 1024] {
+            let [descriptors, available, used] = parts(ROOM, size);
+            assert_eq!([descriptors % 16, available % 2, used % 4], [0; 3]);
+            assert!(used + ELEMENTS + 8 * usize::from(size) + 2 <= 2 * ROOM);
+        }
+    }
+
+    #[test]
+    fn what_is_offered_is_published_once_and_notified_of_when_asked_for() {
+        let mut memory = vec![0_u8; ROOM];
+        let memory = VolatileSlice::from(memory.as_mut_slice());
+        let kick = EventFd::new(0).unwrap();
+        let mut queue = Queue::new(memory, 0, 4, &kick);
+        let [_, available, used] = parts(0, 4);
+        let index = |at: usize| memory.load::<u16>(at + INDEX, Ordering::Relaxed).unwrap();
+
+        queue.offer_bytes(0, Buffer { address: 7, len: 12 }, Some(Buffer { address: 9, len: 100 }));
+        assert_eq!(index(available), 0, "nothing is there before it is published");
+        queue.publish();
+        assert_eq!((index(available), kick.read().unwrap()), (1, 1));
+        // The device is busy: it has not moved its wish.
+        queue.offer_room(2, Buffer { address: 7, len: 12 });
+        queue.publish();
+        kick.write(1).unwrap();
+        assert_eq!((index(available), kick.read().unwrap()), (2, 1));
+
+        assert!(queue.take().is_none() && !queue.ask());
+        memory.write_obj([2_u32, 12], used + ELEMENTS).unwrap();
+        memory.store(1_u16, used + INDEX, Ordering::Release).unwrap();
+        assert!(queue.ask() && !queue.is_idle());
+        assert_eq!(queue.take(), Some((2, 12)));
+        assert_eq!(queue.take(), None);
+    }
+}
