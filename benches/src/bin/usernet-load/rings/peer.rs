@@ -46,7 +46,7 @@ impl<'m> Peer<'m> {
     /// # Errors
     /// There is no answer, or a refusal.
     pub(super) fn connect(
-        pair: Pair<'m>,
+        mut pair: Pair<'m>,
         server: SocketAddr,
         port: u16,
         mtu: u16,
@@ -58,7 +58,7 @@ impl<'m> Peer<'m> {
                 Family::V4 => IPV4_HEADER_LEN,
                 Family::V6 => IPV6_HEADER_LEN,
             };
-        let mut tcp = Tcp {
+        let tcp = Tcp {
             ip: IpHeader::new(family.guest(), server.ip(), PROTOCOL_TCP),
             ports: (port, server.port()),
             mss: mtu - u16::try_from(headers)?,
@@ -79,9 +79,7 @@ impl<'m> Peer<'m> {
             window_scale: Some(SCALE),
             ..tcp.header()
         };
-        let mut pair = pair;
         pair.send(&tcp.frame(&syn, 0), &[], 0)?;
-        tcp.mss = tcp.mss.min(WINDOW);
         let mut peer = Self { pair, tcp, request, frame: 0, heard: Instant::now() };
         while peer.tcp.state == State::Connecting {
             peer.turn(|_| Ok(false))?;
