@@ -4,8 +4,8 @@
 //! one aside, belongs to a port and counts towards the bound of the port. A free entry remembers whose
 //! the address was.
 //!
-//! An address that is given out is, in this order: the one that the guest holds, the one that it held
-//! last, the one that it asks for, the lowest that nobody has held, the one that has been free the
+//! An address that is given out is, in this order: the one that the guest holds, the one that it uses or
+//! held last, the one that it asks for, the lowest that nobody has held, the one that has been free the
 //! longest, the oldest offer that nobody has taken up.
 //!
 //! IPv4 and IPv6 addresses are leased by the same rules, each from a table of their own.
@@ -188,7 +188,9 @@ impl<A: Address> Table<A> {
             Some(held) => held,
             None => {
                 self.make_room(port)?;
-                self.best(client, |entry| entry.state == State::Free)
+                // One that it uses it may have had a lease for from a network that was here before this one.
+                let its_own = |entry: &Entry<A>| entry.state == State::Used && entry.lease.port == port;
+                self.best(client, |entry| entry.state == State::Free || its_own(entry))
                     .or(wanted.filter(|wanted| self.is_free(*wanted, port)))
                     .or_else(|| self.pick())
                     .ok_or(DropReason::DhcpExhausted)?

@@ -316,6 +316,16 @@ fn a_guest_that_remembers_keeps_its_address_over_a_restart() {
 }
 
 #[test]
+fn a_guest_that_starts_anew_after_the_network_did_keeps_its_address() {
+    let mut server = server();
+    server.note_use(ONE, MAC, ip(17));
+    assert_eq!(join(&mut server, TWO, mac(2), T0), ip(15));
+    // Whoever has the same card on another port has not used it.
+    assert_eq!(join(&mut server, TWO, MAC, T0), ip(16));
+    assert_eq!(join(&mut server, ONE, MAC, T0), ip(17));
+}
+
+#[test]
 fn a_request_to_another_server_gives_the_offer_back() {
     let mut server = server();
     ask(&mut server, ONE, &discover(MAC), T0);
