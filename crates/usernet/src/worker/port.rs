@@ -33,6 +33,8 @@ pub(crate) struct Port {
     tx: Box<dyn LinkTx>,
     pub(super) kind: &'static str,
     pub(super) name: String,
+    /// Whether this worker has the guest's first queue, and so tells of it.
+    tells: bool,
     pub(super) traffic: Traffic,
     ready: bool,
     unflushed: bool,
@@ -59,7 +61,8 @@ impl Worker {
         name: String,
     ) -> Result<(), Error> {
         // Another of its queues may have ended already. Who strikes it off from now on tells us after this.
-        if !self.parts.roster.of(port).contains(&usize::from(self.parts.id.0)) {
+        let (roster, id) = (self.parts.roster.of(port), usize::from(self.parts.id.0));
+        if !roster.contains(&id) {
             return Err(Error::NotFound(format!(
                 "the guest {name} has gone before all of its queues were plugged in"
             )));
@@ -75,12 +78,16 @@ impl Worker {
         let added = self.parts.poll.add(link.rx.as_fd(), token, Interest::ReadLevel);
         added.map_err(|error| Error::Io { what: "cannot poll the link".into(), error })?;
         self.parts.core.add_queue(port, queues);
-        tracing::info!(%port, kind = link.kind, name, "guest attached");
+        let tells = roster.first() == Some(&id);
+        if tells {
+            tracing::info!(%port, kind = link.kind, name, queues, "guest attached");
+        }
         let port_entry = Port {
             rx: Some(Rx { link: link.rx, batch: 0..0 }),
             tx: link.tx,
             kind: link.kind,
             name,
+            tells,
             traffic: Traffic::default(),
             ready: false,
             unflushed: false,
@@ -100,7 +107,9 @@ impl Worker {
             }
         }
         let Some(entry) = self.ports.remove(&port) else { return };
-        tracing::info!(%port, kind = entry.kind, name = entry.name, reason, "guest detached");
+        if entry.tells {
+            tracing::info!(%port, kind = entry.kind, name = entry.name, reason, "guest detached");
+        }
         self.link_drops += entry.link_drops();
         // Somebody else may hold the descriptors open, and so what was asked of the poll.
         if let Some(rx) = &entry.rx {
