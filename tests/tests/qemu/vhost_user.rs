@@ -51,14 +51,15 @@ fn a_machine_uses_both_of_its_pairs() {
     machine.dhcp();
     assert_eq!(machine.run("ls -d /sys/class/net/eth0/queues/* | wc -l"), "4");
     let server = SocketAddr::from((GATEWAY, peers::http()));
-    let fetched = machine.run(&format!(
-        "for n in 1 2 3 4 5 6 7 8; do
-            wget -q -O - http://{server}/$n/1000000 | sha256sum >/tmp/$n &
+    // Each processor of the machine has a queue to send by.
+    let moved = machine.run(&format!(
+        "for n in 1 2; do
+            taskset $n wget -q -O /tmp/$n http://{server}/$n/4000000 && taskset $n probe put {server} /tmp/$n &
         done
-        wait; cat /tmp/1 /tmp/2 /tmp/3 /tmp/4 /tmp/5 /tmp/6 /tmp/7 /tmp/8"
+        wait; cat /tmp/1 /tmp/2 | sha256sum"
     ));
-    let expected: Vec<_> = (1..=8).map(|seed| noise_digest(seed, 1_000_000) + "  -").collect();
-    assert_eq!(fetched.lines().collect::<Vec<_>>(), expected);
+    let digests = [1, 2].map(|seed| noise_digest(seed, 4_000_000));
+    assert!(digests.iter().all(|digest| moved.contains(digest)), "{moved}");
 
     let ports = daemon.list("ports");
     assert_eq!(ports.len(), 1, "{ports:?}");
@@ -67,7 +68,7 @@ fn a_machine_uses_both_of_its_pairs() {
     assert_ne!(queues[0]["worker"], queues[1]["worker"]);
     for queue in queues {
         for bytes in ["rx_bytes", "tx_bytes"] {
-            assert!(queue[bytes].as_u64().unwrap() > 10_000, "{queues:?}");
+            assert!(queue[bytes].as_u64().unwrap() > 1_000_000, "{queues:?}");
         }
     }
     let table = daemon.ctl(&["ports"]);
