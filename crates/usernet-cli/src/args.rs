@@ -176,7 +176,7 @@ pub(crate) struct RunArgs {
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
     pub(crate) verbosity: Verbosity,
-    /// Serve the guest's own rings, in memory that QEMU shares: faster by far
+    /// Serve the guest's own rings, in memory that QEMU shares: the fastest way
     ///
     /// The machine's memory becomes a shared memory backend of the size that -m says [default: 128M].
     #[arg(long)]
