@@ -147,9 +147,11 @@ fn with_rings(
         moved(&String::from_utf8_lossy(&stdout))
             .with_context(|| String::from_utf8_lossy(&stderr).into_owned())
     });
-    // It passes that on, and then writes what it has seen.
-    let pid = i32::try_from(watcher.id()).ok().and_then(Pid::from_raw).context("a process has a number")?;
-    kill_process(pid, Signal::TERM)?;
+    // The watcher ends with the only process that it has started, and then writes what it has seen.
+    let watcher_id = watcher.id();
+    let children = fs::read_to_string(format!("/proc/{watcher_id}/task/{watcher_id}/children"))?;
+    let child = children.trim().parse().ok().and_then(Pid::from_raw);
+    kill_process(child.with_context(|| format!("not one process: {children}"))?, Signal::TERM)?;
     watcher.wait()?;
     moved
 }
