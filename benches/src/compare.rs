@@ -7,6 +7,7 @@
 mod chart;
 mod contender;
 mod guest;
+mod lab;
 mod machine;
 mod marks;
 mod report;
@@ -25,8 +26,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{Family, Programs, budget};
-use contender::{Contender, Lab};
+use contender::Contender;
 use guest::Guest;
+use lab::Lab;
 use report::Report;
 use work::{CORE_FLOWS, Figure, HOLD, IDLE, Kind, MTUS, Place, Times, Work};
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::contender::Servers;
+use super::lab::Servers;
 use super::machine;
 use super::shell::Shell;
 use crate::Family;

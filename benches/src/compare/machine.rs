@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::contender::{Lab, Servers};
+use super::lab::{Lab, Servers};
 use super::shell::Shell;
 use crate::machine::{Card, Netdev, qemu, uml};
 

@@ -102,6 +102,9 @@ fn marks(report: &Report) -> Vec<Mark> {
     for row in report.rows(Kind::Processor) {
         marks.against_peers(Kind::Processor, &row.name, Contender::Usernet, Bar::AtMost(0.5));
     }
+    for out in [true, false] {
+        marks.two_queues(out);
+    }
     marks.list
 }
 
@@ -190,6 +193,15 @@ impl Marks<'_> {
         self.between(Kind::RoundTrip, &trip, guests, Bar::AtMost(1.0));
         let connections = format!("QEMU guest: connections{}", family.suffix());
         self.between(Kind::Connections, &connections, guests, Bar::AtLeast(1.0));
+    }
+
+    /// Two pairs of queues are to move more than one, on a machine that has the processors for it.
+    fn two_queues(&mut self, out: bool) {
+        let two = format!("TCP {}, MTU 1500, 2 streams", direction(out));
+        let rings = |name: &str| self.report.row(Kind::Bulk, name)?.get(Contender::Rings);
+        let ratios = rings(&two).zip(rings(&bulk(Family::V4, 1500, out)));
+        let ratios = ratios.and_then(|(two, one)| ratio(two, one));
+        self.add(format!("{two}: rings / 1 stream"), Bar::Above(1.0), ratios);
     }
 
     /// What a round trip and a connection add.

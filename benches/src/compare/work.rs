@@ -172,11 +172,9 @@ impl Work {
                 add(name, Load::Datagrams { out, size }, small, Place::Namespace);
             }
         }
-        for mtu in MTUS {
-            for out in [true, false] {
-                let name = format!("TCP {}, MTU {mtu}, 2 streams", direction(out));
-                add(name, Load::Bulk { out, streams: 2 }, mtu, Place::Namespace);
-            }
+        for out in [true, false] {
+            let name = format!("TCP {}, MTU {small}, 2 streams", direction(out));
+            add(name, Load::Bulk { out, streams: 2 }, small, Place::Namespace);
         }
         for (prefix, place) in [("beside idle flows: ", Place::BesideIdle), ("QEMU guest: ", Place::Qemu)] {
             for out in [true, false] {
@@ -211,7 +209,8 @@ impl Work {
     /// over IPv4.
     pub(super) fn suits(&self, contender: Contender) -> bool {
         if let Load::Bulk { streams: 2, .. } = self.load {
-            return contender.place() == self.place && contender.has_two_queues();
+            let has_place = contender.place() == self.place && self.family == Family::V4;
+            return has_place && contender.has_two_queues();
         }
         if self.family == Family::V6 && (self.is_minor() || self.place == Place::BesideIdle) {
             return contender == Contender::Usernet;
