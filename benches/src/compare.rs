@@ -162,7 +162,11 @@ impl Choice {
             patterns.is_empty() || patterns.iter().any(|pattern| matches(name, pattern))
         };
         Ok(Self {
-            contenders: Contender::ALL.into_iter().filter(|c| chosen(c.name(), &contenders)).collect(),
+            contenders: Contender::ALL
+                .into_iter()
+                .filter(|c| chosen(c.name(), &contenders))
+                .filter(|c| !options.quick || *c != Contender::QemuTwoQueues)
+                .collect(),
             work: Work::all()
                 .into_iter()
                 .filter(|work| chosen(&work.name, &works) && (work.quick || !options.quick))
