@@ -1,7 +1,9 @@
 //! A guest with a virtio network device, down to the bytes of its rings.
 
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use usernet_link::virtio::{Device, DeviceError, Memory, Region, RegionLayout, RingLayout, feature};
@@ -24,6 +26,18 @@ pub struct Queue {
     kick: OwnedFd,
     call: OwnedFd,
     err: OwnedFd,
+}
+
+impl Queue {
+    /// Where its driver notifies the device.
+    pub fn kick(&self) -> OwnedFd {
+        self.kick.try_clone().unwrap()
+    }
+
+    /// Where its driver is interrupted.
+    pub fn interrupts(&self) -> OwnedFd {
+        self.call.try_clone().unwrap()
+    }
 }
 
 /// A device of one pair of queues, the worker's halves of its link, and the drivers at the other side.
@@ -82,14 +96,18 @@ impl RingGuest {
     pub fn change<T: Send>(&mut self, change: impl FnOnce(&Device) -> T + Send) -> T {
         let (device, rx) = (&self.device, &mut self.rx);
         thread::scope(|scope| {
-            let change = scope.spawn(|| change(device));
-            while !change.is_finished() {
+            let (done, outcome) = mpsc::channel();
+            scope.spawn(move || done.send(change(device)));
+            loop {
                 if rx.as_mut().is_some_and(|rx| rx.receive().is_err()) {
                     *rx = None;
                 }
-                thread::yield_now();
+                match outcome.recv_timeout(Duration::from_micros(50)) {
+                    Ok(outcome) => return outcome,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => panic!("the change has failed"),
+                }
             }
-            change.join().unwrap()
         })
     }
 
@@ -146,7 +164,7 @@ impl RingGuest {
     /// The device refuses.
     pub fn start(&mut self, index: usize) -> Result<(), DeviceError> {
         let (ring, base) = (self.ring(index), self.queues[index].driver.seen);
-        let kick = self.queues[index].kick.try_clone().unwrap();
+        let kick = self.queues[index].kick();
         self.change(|device| device.start(index, ring, base, kick))
     }
 

@@ -351,3 +351,110 @@ impl Window {
         self.atomic(at).store(value.to_le(), Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use usernet_testkit::driver::GuestMemory;
+
+    use super::*;
+
+    fn layout(guest: u64, len: u64) -> RegionLayout {
+        RegionLayout { guest, rings: guest + 0x7000_0000, len, offset: 0 }
+    }
+
+    /// Memory of this process: everything here but mappings can run where there is no kernel.
+    fn own(words: &[AtomicU64], guest: u64) -> Region {
+        let start = NonNull::from(words).cast();
+        // SAFETY: all of it are atomics that outlive what the tests do with the region.
+        unsafe { Region::at(layout(guest, size_of_val(words) as u64), start).unwrap() }
+    }
+
+    #[test]
+    fn nothing_outside_of_a_region_is_touched() {
+        let words: [AtomicU64; 8] = Default::default();
+        let mut memory = Memory::default();
+        memory.add(own(&words[..4], 0x1000)).unwrap();
+        memory.add(own(&words[4..], 0x1020)).unwrap();
+        assert!(memory.write(0x1000, &[1; 32]) && memory.write(0x1020, &[2; 32]));
+        for (at, len) in
+            [(0xfff, 2), (0xfff, 1), (0, 0x2000), (0x101f, 2), (0x1001, 32), (0x1040, 1), (u64::MAX, 2)]
+        {
+            assert!(!memory.holds(at, len), "{len} bytes at {at:#x}");
+            assert!(!memory.read(at, &mut vec![0; len]) && !memory.write(at, &vec![0; len]));
+            assert!(memory.slice(at, len).is_none() && memory.slice_mut(at, len).is_none());
+        }
+        let mut bytes = [0; 2];
+        assert!(memory.read(0x101e, &mut bytes));
+        assert_eq!(bytes, [1; 2]);
+        assert_eq!(memory.slice(0x1020, 32).unwrap()[..], [2; 32]);
+        memory.slice_mut(0x103f, 1).unwrap()[0] = 9;
+        assert_eq!(words[7].load(Ordering::Relaxed).to_ne_bytes(), [2, 2, 2, 2, 2, 2, 2, 9]);
+        memory.remove(layout(0x1000, 32)).unwrap();
+        assert!(memory.remove(layout(0x1000, 32)).is_none());
+        assert!(!memory.holds(0x1000, 1) && memory.holds(0x1020, 32));
+    }
+
+    #[test]
+    fn windows_lie_in_one_region_and_keep_it() {
+        let words: [AtomicU64; 8] = Default::default();
+        let mut memory = Memory::default();
+        memory.add(own(&words, 0x1000)).unwrap();
+        let rings = 0x7000_1000;
+        for (at, len, align) in [(rings - 1, 2, 1), (rings + 63, 2, 1), (rings + 2, 8, 4), (0x1000, 2, 2)] {
+            assert!(memory.window(at, len, align).is_none(), "{len} bytes at {at:#x}");
+        }
+        let window = memory.window(rings + 32, 32, 16).unwrap();
+        drop(memory);
+        window.put(0, 0x0807_0605_0403_0201_u64.to_le_bytes());
+        assert_eq!(window.bytes(4), [5, 6, 7, 8]);
+        assert_eq!(window.load(2), 0x0403);
+        window.store(30, 0xabcd);
+        assert_eq!(words[7].load(Ordering::Relaxed).to_ne_bytes()[6..], [0xcd, 0xab]);
+        let beyond = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| window.bytes::<4>(30)));
+        assert!(beyond.is_err(), "a mistake of ours is no access");
+    }
+
+    #[test]
+    fn regions_that_cannot_be_are_refused() {
+        let guest = GuestMemory::new(0, 0x10000);
+        let refused = |layout, reason: &str| {
+            let error = Region::map(layout, guest.file()).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        };
+        let good = layout(0, 0x10000);
+        refused(RegionLayout { len: 0, ..good }, "is no region");
+        refused(RegionLayout { guest: u64::MAX - 0xffff, len: 0x10001, ..good }, "is no region");
+        refused(RegionLayout { rings: u64::MAX - 0xfff0, ..good }, "is no region");
+        refused(RegionLayout { offset: u64::MAX, ..good }, "is no region");
+        refused(RegionLayout { offset: 1, ..good }, "65536 bytes only");
+        refused(RegionLayout { len: 1 << 62, ..good }, "65536 bytes only");
+        let null = File::options().read(true).write(true).open("/dev/zero").unwrap();
+        assert!(matches!(Region::map(good, &null), Err(RegionError::File)));
+        let read_only =
+            File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(guest.file())));
+        assert!(matches!(Region::map(good, &read_only.unwrap()), Err(RegionError::System(Errno::ACCESS))));
+
+        let mut memory = Memory::default();
+        let map = |guest_address, rings, len| {
+            let layout = RegionLayout { guest: guest_address, rings, len, offset: 0 };
+            Region::map(layout, guest.file()).unwrap()
+        };
+        memory.add(map(0x10000, 0x50000, 0x10000)).unwrap();
+        for (at, rings) in [(0x8000, 0), (0x1ffff, 0), (0, 0x58000), (0x10000, 0x60000), (0x10000, 0x50001)] {
+            assert!(memory.add(map(at, rings, 0x10000)).is_none(), "{at:#x} {rings:#x}");
+        }
+        memory.add(map(0x12000, 0x90000, 0x100)).ok_or(()).unwrap_err();
+        memory.add(map(0x20000, 0x60000, 0x10000)).unwrap();
+        memory.add(map(0, 0, 0x10000)).unwrap();
+        // The same is there until it was removed as often as it was added.
+        memory.add(map(0x10000, 0x50000, 0x10000)).unwrap();
+        let twice = RegionLayout { guest: 0x10000, rings: 0x50000, len: 0x10000, offset: 0 };
+        memory.remove(twice).unwrap();
+        assert!(memory.holds(0x10000, 0x10000));
+        memory.remove(twice).unwrap();
+        assert!(!memory.holds(0x10000, 1));
+        assert_eq!(memory.regions(), 2);
+    }
+}

@@ -4,13 +4,13 @@
 //! ([`Pair::change`]), between two batches, so no ring is touched by two threads, and none after it was said
 //! to rest.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use usernet_core::offload::Capabilities;
 
 use super::fault::losses;
@@ -66,6 +66,8 @@ impl Queue {
 
     /// Has the ring rest. Returns the index of the first chain that was not given back.
     pub(super) fn rest(&mut self) -> u16 {
+        // What was given back is the guest's, and not that of whoever goes on.
+        self.publish();
         if let Some(ring) = self.ring.take() {
             self.base = ring.base();
             self.turned.ring();
@@ -104,6 +106,7 @@ impl Queue {
 
     /// The ring in the memory as it is mapped now.
     fn remap(&mut self, memory: &Memory) -> Result<(), RingError> {
+        self.publish();
         if let Some(ring) = self.ring.take() {
             self.base = ring.base();
             self.ring = Some(ring.moved(memory)?);
@@ -358,12 +361,18 @@ impl AsFd for Bell {
     }
 }
 
-/// Takes back that a guest has notified us.
+/// Takes back that a guest has notified us. Others have the kick as well, and its flags as they like: so it is
+/// said with the call that we do not wait.
 ///
 /// # Errors
 /// There is nothing that could: it would be readable for ever.
 pub(super) fn hear(kick: impl AsFd) -> Result<(), RingError> {
-    match rustix::io::read(kick, &mut [0; 8]) {
+    let mut count = [0; 8];
+    let read = match preadv2(&kick, &mut [IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT) {
+        Err(Errno::OPNOTSUPP) => rustix::io::read(&kick, &mut count),
+        read => read,
+    };
+    match read {
         Ok(1..) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
         _ => Err(RingError::Kick),
     }
