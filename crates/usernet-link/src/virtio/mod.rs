@@ -8,6 +8,13 @@
 //!
 //! Nothing that a guest does to its rings or its memory hurts anybody else. A ring that makes no sense stops
 //! its device until the guest sets it up anew; memory that has gone ends the link.
+//!
+//! # Signals
+//! The first file that is mapped as memory ([`Region::map`]) installs a handler of `SIGBUS` for the process,
+//! by which memory that somebody has cut short is told from a mistake. What it has no region for goes to the
+//! handler that was there before; whoever installs another one later does the same. And a process that takes
+//! front ends ignores `SIGPIPE`, as Rust programs do: a guest may be interrupted by a pipe whose other end has
+//! gone.
 
 mod control;
 mod device;
