@@ -1,7 +1,7 @@
 //! A front end that says whatever it likes.
 
 use std::fs::File;
-use std::io::{IoSlice, Read as _, Write as _};
+use std::io::{IoSlice, Read as _};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::num::NonZeroU16;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use arbitrary::{Result, Unstructured};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
 use usernet_core::offload::Offload;
 use usernet_link::virtio::feature;
@@ -173,7 +173,7 @@ impl Front {
             }
             0x3d => {
                 let bytes = data.arbitrary::<[u8; 8]>()?;
-                return Ok(self.socket.write_all(&bytes).is_ok());
+                return Ok(send(&self.socket, &bytes, SendFlags::NOSIGNAL).is_ok());
             }
             0x3e if flags == 0xff => self.files.memory.file().set_len(4096).unwrap(),
             0x3e | 0x3f => {

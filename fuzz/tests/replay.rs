@@ -9,6 +9,8 @@ use usernet_testkit::Rng;
 
 /// Mutated inputs for each target.
 const RUNS: u64 = 60_000;
+/// The same where each run has threads and many system calls.
+const SLOW_RUNS: u64 = 2_000;
 
 fn corpus(name: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
@@ -59,7 +61,8 @@ fn run(name: &str, target: Target) {
         catch_unwind(AssertUnwindSafe(|| target(input))).unwrap_or_else(|_| panic!("{path}"));
     }
     let rng = &mut Rng::new(1);
-    for n in 0..RUNS {
+    let runs = if name.starts_with("vhost_") { SLOW_RUNS } else { RUNS };
+    for n in 0..runs {
         let input = mutate(&corpus, rng);
         catch_unwind(AssertUnwindSafe(|| target(&input)))
             .unwrap_or_else(|_| panic!("{name}, mutation {n}: {}", hex(&input)));
