@@ -64,9 +64,9 @@ impl Queue {
         Ok(())
     }
 
-    /// Has the ring rest. Returns the index of the first chain that was not given back.
+    /// Has the ring rest, when the guest knows of all that was given back. Returns the index of the first chain
+    /// that was not.
     pub(super) fn rest(&mut self) -> u16 {
-        // What was given back is the guest's, and not that of whoever goes on.
         self.publish();
         if let Some(ring) = self.ring.take() {
             self.base = ring.base();

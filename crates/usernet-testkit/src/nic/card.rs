@@ -207,6 +207,14 @@ impl Nic {
         Some(self.complete(&bytes))
     }
 
+    /// How many buffers to receive in the device has.
+    pub fn outstanding(&self) -> usize {
+        self.pairs
+            .iter()
+            .map(|Pair { rx, .. }| usize::from(rx.driver.next.wrapping_sub(rx.driver.used_index())))
+            .sum()
+    }
+
     /// Gives the device the buffers that were kept.
     pub fn refill(&mut self) {
         self.hoarding = false;

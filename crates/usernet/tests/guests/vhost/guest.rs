@@ -17,6 +17,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::raw;
 use crate::guest::SOON;
 
 /// Of the device: there are protocol features.
@@ -35,10 +36,10 @@ pub(crate) struct Guest {
     pub(crate) stream: UnixStream,
     /// By how many pairs it sends, in turns.
     pub(crate) sends_by: usize,
-    /// By how many turns it was run.
-    pub(crate) turns: u64,
     /// It leaves its rings alone.
     pub(crate) stalled: bool,
+    /// It looks at its rings all the time, and asks for no interrupts.
+    pub(crate) polls: bool,
     next: usize,
     started: std::time::Instant,
 }
@@ -50,12 +51,19 @@ impl Guest {
 
     /// A guest with more memory than its queues need.
     pub(crate) fn with_more_memory(network: &Network, config: NicConfig, more: u64, last_octet: u8) -> Self {
+        let mut guest = Self::quiet(network, config, more, last_octet);
+        guest.set_up(|_| 0);
+        guest
+    }
+
+    /// A guest whose front end has said nothing yet.
+    pub(crate) fn quiet(network: &Network, config: NicConfig, more: u64, last_octet: u8) -> Self {
         let memory = config.memory(more);
         let nic = Nic::new(&memory, config);
         let mac = MacAddr([0x52, 0x54, 0, 0, 0, last_octet]);
         let smol = GuestConfig { mac, addr: None, seed: last_octet.into(), ..GuestConfig::default() };
         let (stream, port) = attach(network, config.pairs);
-        let mut guest = Self {
+        Self {
             port,
             smol: SmolGuest::new(smol),
             nic,
@@ -64,13 +72,11 @@ impl Guest {
             front: front_end(&stream),
             stream,
             sends_by: 1,
-            turns: 0,
             stalled: false,
+            polls: false,
             next: 0,
             started: std::time::Instant::now(),
-        };
-        guest.set_up(|_| 0);
-        guest
+        }
     }
 
     /// Ends the conversation and begins another, where the rings go on as they are.
@@ -138,6 +144,22 @@ impl Guest {
         bases.map(|base| base.try_into().unwrap()).collect()
     }
 
+    /// The queues' indices of what the device has given back.
+    pub(crate) fn used(&mut self) -> Vec<u16> {
+        self.nic.queues().map(|queue| queue.driver.used_index()).collect()
+    }
+
+    /// Says what the front end has no words for, and wants no answer.
+    pub(crate) fn message(&self, request: u32, payload: &[u8]) {
+        raw::say(&self.stream, request, raw::VERSION, payload, &[]);
+    }
+
+    /// Asks the same; returns the payload of the answer.
+    pub(crate) fn ask(&self, request: u32) -> Vec<u8> {
+        self.message(request, &[]);
+        raw::answer(&self.stream)
+    }
+
     pub(crate) fn info(&self, network: &Network) -> Option<PortInfo> {
         let ports = network.handle().ports().unwrap();
         ports.into_iter().find(|info| info.port == self.port)
@@ -149,7 +171,6 @@ impl Guest {
 
     /// Does what can be done now; returns how long it may wait for more.
     fn turn(&mut self) -> Duration {
-        self.turns += 1;
         if self.stalled {
             return SOON;
         }
@@ -163,7 +184,7 @@ impl Guest {
             self.next = (self.next + 1) % self.sends_by;
         }
         self.nic.send(self.next, frames);
-        if self.nic.ask_for_interrupts() {
+        if self.polls || self.nic.ask_for_interrupts() {
             return Duration::ZERO;
         }
         self.smol.next(now).map_or(SOON, |at| at.since(now))

@@ -65,8 +65,7 @@ impl Raw {
     }
 
     pub(super) fn say_with(&self, request: u32, flags: u32, payload: &[u8], files: &[BorrowedFd<'_>]) {
-        let size = u32::try_from(payload.len()).unwrap();
-        self.send(&[&words(&[request, flags, size]), payload].concat(), files);
+        say(&self.stream, request, flags, payload, files);
     }
 
     /// Sends bytes. The device may have gone meanwhile.
@@ -75,13 +74,8 @@ impl Raw {
     }
 
     /// The payload of the next answer.
-    pub(super) fn answer(&mut self) -> Vec<u8> {
-        let mut header = [0; 12];
-        self.stream.read_exact(&mut header).unwrap();
-        let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-        let mut payload = vec![0; len.try_into().unwrap()];
-        self.stream.read_exact(&mut payload).unwrap();
-        payload
+    pub(super) fn answer(&self) -> Vec<u8> {
+        answer(&self.stream)
     }
 
     /// Waits until the guest is off the network; returns why.
@@ -130,6 +124,22 @@ pub(super) fn watch(network: &usernet::Handle, port: u32) -> Pin<Box<dyn Future<
 pub(super) fn wait(network: &usernet::Handle, ended: Pin<Box<dyn Future<Output = String> + Send>>) -> String {
     let timeout = async { tokio::time::timeout(SOON, ended).await };
     network.runtime().block_on(timeout).expect("it ends in time")
+}
+
+/// Says a message.
+pub(super) fn say(stream: &UnixStream, request: u32, flags: u32, payload: &[u8], files: &[BorrowedFd<'_>]) {
+    let size = u32::try_from(payload.len()).unwrap();
+    send(stream, &[&words(&[request, flags, size]), payload].concat(), files);
+}
+
+/// The payload of the next answer.
+pub(super) fn answer(mut stream: &UnixStream) -> Vec<u8> {
+    let mut header = [0; 12];
+    stream.read_exact(&mut header).unwrap();
+    let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+    let mut payload = vec![0; len.try_into().unwrap()];
+    stream.read_exact(&mut payload).unwrap();
+    payload
 }
 
 pub(super) fn send(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) {

@@ -1,11 +1,13 @@
 //! What goes through the rings arrives.
 
-use std::net::SocketAddrV4;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddrV4, TcpListener};
 
 use usernet_testkit::nic::{NicConfig, feature};
-use usernet_testkit::{App, Close, digest_of};
+use usernet_testkit::{App, Close, digest_of, fill};
 
 use super::guest::{Guest, guest_with_address, run};
+use super::source;
 use crate::GATEWAY;
 use crate::guest::{echo_server, network};
 
@@ -60,4 +62,90 @@ fn streams_are_whole_over_any_ring() {
     // A lone acknowledgment is not kept for a full ring, but no payload is taken for which there is no room.
     let drops = network.handle().drops().unwrap();
     assert!(drops.iter().all(|drop| drop.reason == "link-full"), "{drops:?}");
+}
+
+#[test]
+fn super_frames_go_both_ways() {
+    let network = network(1);
+    for features in [feature::OFFLOADS, feature::OFFLOADS | feature::MRG_RXBUF] {
+        let mut guest = [guest_with_address(&network, NicConfig::new(features, 256), 1)];
+        echo(&mut guest, 8 << 20);
+        let [received, sent] = guest[0].nic.longest;
+        assert!(received > 60_000 && sent > 60_000, "frames of up to {received} and {sent} bytes");
+        network.handle().detach(guest[0].port).unwrap();
+    }
+}
+
+#[test]
+fn each_side_may_end_its_half_first() {
+    let network = network(1);
+    let mut guest = [guest_with_address(&network, NicConfig::new(feature::OFFLOADS, 64), 1)];
+    // The guest first: it still receives. Then the host: it still receives.
+    for host_first in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let host = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut received = Vec::new();
+            if host_first {
+                stream.shutdown(Shutdown::Write).unwrap();
+                stream.read_to_end(&mut received).unwrap();
+            } else {
+                stream.read_to_end(&mut received).unwrap();
+                let mut bytes = vec![0; SOME.try_into().unwrap()];
+                fill(8, 0, &mut bytes);
+                stream.write_all(&bytes).unwrap();
+            }
+            received
+        });
+        let close = if host_first { Close::Eof } else { Close::Sent };
+        // What waits for the end of the host's half sends only then.
+        let app = App { seed: 3, send: if host_first { 0 } else { SOME }, close, ..App::default() };
+        let stream = guest[0].smol.connect(SocketAddrV4::new(GATEWAY, port), app);
+        if host_first {
+            guest[0].smol.app(stream).close = Close::Never;
+            run(&mut guest, "the end of the host's half", |guest| {
+                guest[0].smol.opened(stream) && !guest[0].smol.socket(stream).may_recv()
+            });
+            let app = guest[0].smol.app(stream);
+            (app.send, app.close) = (SOME, Close::Sent);
+        }
+        run(&mut guest, "both ends", |guest| host.is_finished() && !guest[0].smol.socket(stream).may_recv());
+        let mut sent = vec![0; SOME.try_into().unwrap()];
+        fill(3, 0, &mut sent);
+        assert!(host.join().unwrap() == sent, "all that the guest sent");
+        let expected = if host_first { 0 } else { SOME };
+        assert_eq!(guest[0].smol.digest(stream), digest_of(8, expected));
+    }
+}
+
+#[test]
+fn a_guest_whose_program_does_not_read_gets_all_when_it_does() {
+    let network = network(1);
+    let mut guest = [guest_with_address(&network, NicConfig::new(feature::OFFLOADS, 64), 1)];
+    let app = App { reads: Some(0), buffer: 64 << 10, ..App::default() };
+    let stream = guest[0].smol.connect(SocketAddrV4::new(GATEWAY, source(5, SOME)), app);
+    run(&mut guest, "a window that is shut", |guest| guest[0].smol.socket(stream).recv_queue() == 64 << 10);
+    guest[0].smol.app(stream).reads = None;
+    run(&mut guest, "all", |guest| guest[0].smol.received(stream) == SOME);
+    assert_eq!(guest[0].smol.digest(stream), digest_of(5, SOME));
+}
+
+#[test]
+fn a_driver_that_asks_for_no_interrupts_gets_none() {
+    let network = network(1);
+    for features in [feature::OFFLOADS, feature::OFFLOADS | feature::EVENT_IDX] {
+        let mut guest = [guest_with_address(&network, NicConfig::new(features, 256), 1)];
+        guest[0].polls = true;
+        guest[0].nic.queues().for_each(|queue| queue.decline_interrupts());
+        // What was told before it declined.
+        network.handle().ports().unwrap();
+        guest[0].nic.hear();
+        let before: Vec<u64> = guest[0].nic.queues().map(|queue| queue.interrupts).collect();
+        echo(&mut guest, 8 << 20);
+        guest[0].nic.hear();
+        let after: Vec<u64> = guest[0].nic.queues().map(|queue| queue.interrupts).collect();
+        assert_eq!(before, after);
+        network.handle().detach(guest[0].port).unwrap();
+    }
 }
