@@ -79,8 +79,9 @@ impl RingGuest {
         guest.set_memory(&whole).unwrap();
         for index in [RECEIVE, TRANSMIT] {
             let Queue { call, err, .. } = &guest.queues[index];
-            guest.device.set_call(index, Some(call.try_clone().unwrap())).unwrap();
-            guest.device.set_err(index, Some(err.try_clone().unwrap())).unwrap();
+            let [call, err] = [call, err].map(|bell| Some(bell.try_clone().unwrap()));
+            guest.change(|device| device.set_call(index, call)).unwrap();
+            guest.change(|device| device.set_err(index, err)).unwrap();
             guest.start(index).unwrap();
         }
         guest
@@ -114,7 +115,8 @@ impl RingGuest {
     /// Agrees on other features.
     pub fn set_features(&mut self, features: u64) {
         self.features = features;
-        self.device.set_features(features);
+        // Who has gone agrees to nothing.
+        let _ = self.change(|device| device.set_features(features));
     }
 
     /// The whole of the memory, as so many regions.

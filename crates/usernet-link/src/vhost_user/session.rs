@@ -292,7 +292,7 @@ impl Session {
             tracing::info!(features = feature::names(features), "the guest's driver has agreed on features");
         }
         self.features = features;
-        self.device.set_features(features);
+        self.device.set_features(features).map_err(text)?;
         let (event_idx, indirect) = (self.has(feature::EVENT_IDX), self.has(feature::INDIRECT_DESC));
         for queue in &mut self.queues {
             (queue.layout.event_idx, queue.layout.indirect) = (event_idx, indirect);

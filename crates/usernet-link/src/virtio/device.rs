@@ -86,7 +86,10 @@ impl Device {
 
     /// Takes note of the features that were agreed on ([`feature`]). Of the rings' own, the caller minds in
     /// [`RingLayout`].
-    pub fn set_features(&self, features: u64) {
+    ///
+    /// # Errors
+    /// The guest was taken off the network.
+    pub fn set_features(&self, features: u64) -> Result<(), DeviceError> {
         let has = |bits| features & bits == bits;
         let takes = Capabilities {
             checksum: has(feature::GUEST_CSUM),
@@ -95,9 +98,9 @@ impl Device {
             udp: has(feature::GUEST_USO4 | feature::GUEST_USO6),
         };
         let mergeable = has(feature::MRG_RXBUF);
-        for pair in &self.pairs {
-            pair.change(move |state| (state.takes, state.mergeable) = (takes, mergeable));
-        }
+        let mut pairs = self.pairs.iter();
+        pairs
+            .try_for_each(|pair| wait(pair, move |state| (state.takes, state.mergeable) = (takes, mergeable)))
     }
 
     /// Gives the device other memory. Queues that move go on in it.
@@ -163,8 +166,7 @@ impl Device {
     }
 
     fn set(&self, index: usize, set: impl FnOnce(&mut Queue) + Send + 'static) -> Result<(), DeviceError> {
-        self.pair(index)?.change(move |state| set(state.queue(index)));
-        Ok(())
+        wait(self.pair(index)?, move |state| set(state.queue(index)))
     }
 
     fn pair(&self, index: usize) -> Result<&Pair, DeviceError> {

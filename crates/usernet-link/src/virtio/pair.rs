@@ -367,11 +367,11 @@ impl AsFd for Bell {
 /// # Errors
 /// There is nothing that could: it would be readable for ever.
 pub(super) fn hear(kick: impl AsFd) -> Result<(), RingError> {
-    let mut count = [0; 8];
-    let read = match preadv2(&kick, &mut [IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT) {
-        Err(Errno::OPNOTSUPP) => rustix::io::read(&kick, &mut count),
-        read => read,
-    };
+    const NO_OFFSET: u64 = u64::MAX;
+    let bytes = &mut [0; 8];
+    // Whether it may make us wait, others can change.
+    let read = preadv2(&kick, &mut [IoSliceMut::new(bytes)], NO_OFFSET, ReadWriteFlags::NOWAIT);
+    let read = if read == Err(Errno::OPNOTSUPP) { rustix::io::read(&kick, bytes) } else { read };
     match read {
         Ok(1..) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
         _ => Err(RingError::Kick),

@@ -75,7 +75,7 @@ fn front_ends_that_come_and_go_leave_nothing() {
             0 => {}
             1 => raw.send(&[1, 0, 0], &[memory.file().as_fd()]),
             // It has a device that works, and goes.
-            2 => raw.set_up(&memory),
+            2 => drop(raw.set_up(&memory)),
             // It makes a mistake.
             3 => {
                 raw.set_up(&memory);
@@ -92,6 +92,24 @@ fn front_ends_that_come_and_go_leave_nothing() {
     }
     wait_for(before);
     assert_eq!(ports(&network), 0);
+}
+
+#[test]
+fn descriptors_do_not_gather() {
+    if !alone("descriptors_do_not_gather") {
+        return;
+    }
+    let network = network(1);
+    let raw = Raw::plug_in(&network);
+    let bell = bell();
+    raw.say(raw::GET_FEATURES, &[], &[]);
+    raw.answer();
+    let [_, before] = count();
+    for n in 0..20_000 {
+        raw.say(raw::SET_VRING_CALL, &words64(&[n % 2]), &[bell.as_fd()]);
+        let [_, now] = count();
+        assert!(now < before + 20, "{now} descriptors after {n} messages, and were {before}");
+    }
 }
 
 #[test]

@@ -96,8 +96,12 @@ fn messages_that_are_none() {
         ("a message of 4294967295 bytes", &|raw| raw.send(&words(&[2, 1, u32::MAX]), &[])),
         ("message 0 makes no sense: it is not known here", &|raw| raw.say(0, &[], &[])),
         ("message 4294967295 makes no sense", &|raw| raw.say(u32::MAX, &[], &[])),
-        ("message 2 makes no sense: it has only 4 bytes", &|raw| raw.say(raw::SET_FEATURES, &[0; 4], &[])),
-        ("message 2 makes no sense: it has only 0 bytes", &|raw| raw.say(raw::SET_FEATURES, &[], &[])),
+        ("message 2 makes no sense: it has only 4 bytes", &|raw| {
+            raw.say(raw::SET_FEATURES, &[0; 4], &[])
+        }),
+        ("message 2 makes no sense: it has only 0 bytes", &|raw| {
+            raw.say(raw::SET_FEATURES, &[], &[])
+        }),
         ("features 0x8000000000000000 were not offered", &|raw| {
             raw.say(raw::SET_FEATURES, &words64(&[1 << 63]), &[]);
         }),
@@ -321,4 +325,22 @@ fn a_pipe_of_interrupts_that_nobody_reads() {
     assert_eq!(raw.trouble(), None);
     drop(reader);
     bystander.leave();
+}
+
+#[test]
+fn descriptors_that_would_make_a_worker_wait() {
+    let network = network(1);
+    let bystander = Bystander::plug_in(&network);
+    let memory = memory();
+    let raw = Raw::plug_in(&network);
+    for kick in raw.set_up(&memory) {
+        // It was made not to, but others have it as well.
+        rustix::io::ioctl_fionbio(&kick, false).unwrap();
+    }
+    // The worker looks at the queues, though nobody has notified it.
+    raw.say(raw::SET_VRING_CALL, &words64(&[1]), &[bell().as_fd()]);
+    raw.say(raw::GET_VRING_BASE, &words(&[0, 0]), &[]);
+    assert_eq!(raw.answer(), words(&[0, 0]));
+    bystander.leave();
+    assert_eq!(raw.trouble(), None);
 }

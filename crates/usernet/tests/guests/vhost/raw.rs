@@ -90,15 +90,18 @@ impl Raw {
     }
 
     /// Says where two rings of 4 descriptors are in `memory`, up to when they move. They are made so that a
-    /// kick tells of nothing new.
-    pub(super) fn set_up(&self, memory: &GuestMemory) {
+    /// kick tells of nothing new. Returns what notifies of them.
+    pub(super) fn set_up(&self, memory: &GuestMemory) -> Vec<OwnedFd> {
         self.say(SET_FEATURES, &words64(&[1 << 32 | 1 << 30]), &[]);
         self.say(SET_MEM_TABLE, &table(memory), &[memory.file().as_fd()]);
-        for queue in 0..2 {
+        let start = |queue: u32| {
+            let kick = bell();
             self.describe(queue, memory);
-            self.say(SET_VRING_KICK, &words64(&[queue.into()]), &[bell().as_fd()]);
+            self.say(SET_VRING_KICK, &words64(&[queue.into()]), &[kick.as_fd()]);
             self.say(SET_VRING_ENABLE, &words(&[queue, 1]), &[]);
-        }
+            kick
+        };
+        (0..2).map(start).collect()
     }
 
     /// Says where a ring of 4 descriptors is.
