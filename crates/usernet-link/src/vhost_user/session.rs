@@ -14,33 +14,49 @@ use crate::virtio::{ControlQueue, Device, Memory, Region, RegionLayout, RingLayo
 
 /// Requests of a front end, by their numbers.
 mod request {
-    pub(super) const GET_FEATURES: u32 = 1;
-    pub(super) const SET_FEATURES: u32 = 2;
-    pub(super) const SET_OWNER: u32 = 3;
-    pub(super) const RESET_OWNER: u32 = 4;
-    pub(super) const SET_MEM_TABLE: u32 = 5;
-    pub(super) const SET_VRING_NUM: u32 = 8;
-    pub(super) const SET_VRING_ADDR: u32 = 9;
-    pub(super) const SET_VRING_BASE: u32 = 10;
-    pub(super) const GET_VRING_BASE: u32 = 11;
-    pub(super) const SET_VRING_KICK: u32 = 12;
-    pub(super) const SET_VRING_CALL: u32 = 13;
-    pub(super) const SET_VRING_ERR: u32 = 14;
-    pub(super) const GET_PROTOCOL_FEATURES: u32 = 15;
-    pub(super) const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub(super) const GET_QUEUE_NUM: u32 = 17;
-    pub(super) const SET_VRING_ENABLE: u32 = 18;
-    pub(super) const SEND_RARP: u32 = 19;
-    pub(super) const NET_SET_MTU: u32 = 20;
-    pub(super) const SET_BACKEND_REQ_FD: u32 = 21;
-    pub(super) const GET_CONFIG: u32 = 24;
-    pub(super) const SET_CONFIG: u32 = 25;
-    pub(super) const RESET_DEVICE: u32 = 34;
-    pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
-    pub(super) const ADD_MEM_REG: u32 = 37;
-    pub(super) const REM_MEM_REG: u32 = 38;
-    pub(super) const SET_STATUS: u32 = 39;
-    pub(super) const GET_STATUS: u32 = 40;
+    macro_rules! requests {
+        ($($name:ident = $number:literal,)*) => {
+            $(pub(super) const $name: u32 = $number;)*
+
+            /// What a request is called, for people to read.
+            pub(super) fn name(request: u32) -> String {
+                match request {
+                    $($number => stringify!($name).to_owned(),)*
+                    _ => request.to_string(),
+                }
+            }
+        };
+    }
+
+    requests! {
+        GET_FEATURES = 1,
+        SET_FEATURES = 2,
+        SET_OWNER = 3,
+        RESET_OWNER = 4,
+        SET_MEM_TABLE = 5,
+        SET_VRING_NUM = 8,
+        SET_VRING_ADDR = 9,
+        SET_VRING_BASE = 10,
+        GET_VRING_BASE = 11,
+        SET_VRING_KICK = 12,
+        SET_VRING_CALL = 13,
+        SET_VRING_ERR = 14,
+        GET_PROTOCOL_FEATURES = 15,
+        SET_PROTOCOL_FEATURES = 16,
+        GET_QUEUE_NUM = 17,
+        SET_VRING_ENABLE = 18,
+        SEND_RARP = 19,
+        NET_SET_MTU = 20,
+        SET_BACKEND_REQ_FD = 21,
+        GET_CONFIG = 24,
+        SET_CONFIG = 25,
+        RESET_DEVICE = 34,
+        GET_MAX_MEM_SLOTS = 36,
+        ADD_MEM_REG = 37,
+        REM_MEM_REG = 38,
+        SET_STATUS = 39,
+        GET_STATUS = 40,
+    }
 }
 
 /// That there are protocol features: a bit beside those of the device.
@@ -75,7 +91,7 @@ const MAX_MEMORY: u64 = 4 << 40;
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// What the front end said made no sense.
-    #[error("the front end's message {request} makes no sense: {reason}")]
+    #[error("the front end's message {} makes no sense: {reason}", request::name(*request))]
     Message {
         /// The message's number.
         request: u32,
@@ -195,7 +211,11 @@ impl Session {
             Err(reason) if acknowledged => {
                 // Whoever goes on like that does not fill the log.
                 if !std::mem::replace(&mut self.refused, true) {
-                    tracing::warn!(request, reason, "refused what a vhost-user front end asks");
+                    tracing::warn!(
+                        request = request::name(request),
+                        reason,
+                        "refused what a vhost-user front end asks"
+                    );
                 }
                 1_u64.to_le_bytes().into()
             }

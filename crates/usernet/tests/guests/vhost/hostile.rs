@@ -96,10 +96,10 @@ fn messages_that_are_none() {
         ("a message of 4294967295 bytes", &|raw| raw.send(&words(&[2, 1, u32::MAX]), &[])),
         ("message 0 makes no sense: it is not known here", &|raw| raw.say(0, &[], &[])),
         ("message 4294967295 makes no sense", &|raw| raw.say(u32::MAX, &[], &[])),
-        ("message 2 makes no sense: it has only 4 bytes", &|raw| {
+        ("message SET_FEATURES makes no sense: it has only 4 bytes", &|raw| {
             raw.say(raw::SET_FEATURES, &[0; 4], &[])
         }),
-        ("message 2 makes no sense: it has only 0 bytes", &|raw| {
+        ("message SET_FEATURES makes no sense: it has only 0 bytes", &|raw| {
             raw.say(raw::SET_FEATURES, &[], &[])
         }),
         ("features 0x8000000000000000 were not offered", &|raw| {
