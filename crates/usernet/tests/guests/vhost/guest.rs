@@ -1,5 +1,6 @@
 //! A guest behind a vhost-user front end.
 
+use std::net::Ipv6Addr;
 use std::num::NonZeroU16;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
@@ -11,7 +12,7 @@ use usernet_core::time::Instant;
 use usernet_core::wire::MacAddr;
 use usernet_testkit::driver::{Driver, GuestMemory};
 use usernet_testkit::nic::{Nic, NicConfig, Queue, QueueConfig, feature};
-use usernet_testkit::{Guest as _, GuestConfig, SmolGuest};
+use usernet_testkit::{Guest as _, GuestConfig, Ipv6, SmolGuest};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
@@ -61,7 +62,15 @@ impl Guest {
         let memory = config.memory(more);
         let nic = Nic::new(&memory, config);
         let mac = MacAddr([0x52, 0x54, 0, 0, 0, last_octet]);
-        let smol = GuestConfig { mac, addr: None, seed: last_octet.into(), ..GuestConfig::default() };
+        let ipv6 =
+            Ipv6Addr::from(u128::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, 0)) + u128::from(last_octet));
+        let smol = GuestConfig {
+            mac,
+            addr: None,
+            ipv6: Some(Ipv6::Static(ipv6)),
+            seed: last_octet.into(),
+            ..GuestConfig::default()
+        };
         let (stream, port) = attach(network, config.pairs);
         Self {
             port,

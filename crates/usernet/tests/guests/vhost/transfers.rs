@@ -1,10 +1,10 @@
 //! What goes through the rings arrives.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddrV4, TcpListener};
+use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener};
 
 use usernet_testkit::nic::{NicConfig, feature};
-use usernet_testkit::{App, Close, digest_of, fill};
+use usernet_testkit::{App, Close, digest_of, fill, udp_frame};
 
 use super::guest::{Guest, guest_with_address, run};
 use super::source;
@@ -15,8 +15,12 @@ const SOME: u64 = 1 << 20;
 
 /// Sends to an echo of the host, and looks at what comes back.
 fn echo(guests: &mut [Guest], len: u64) {
+    echo_from(guests, SocketAddrV4::new(GATEWAY, echo_server()).into(), len);
+}
+
+fn echo_from(guests: &mut [Guest], server: SocketAddr, len: u64) {
     let app = App { seed: 7, send: len, close: Close::Sent, ..App::default() };
-    let stream = guests[0].smol.connect(SocketAddrV4::new(GATEWAY, echo_server()), app);
+    let stream = guests[0].smol.connect_to(server, app);
     run(guests, "an echo", |guests| guests[0].smol.received(stream) == len);
     assert_eq!(guests[0].smol.digest(stream), digest_of(7, len));
 }
@@ -74,6 +78,42 @@ fn super_frames_go_both_ways() {
         assert!(received > 60_000 && sent > 60_000, "frames of up to {received} and {sent} bytes");
         network.handle().detach(guest[0].port).unwrap();
     }
+}
+
+#[test]
+fn super_frames_go_both_ways_over_ipv6() {
+    let network = network(1);
+    let features = feature::OFFLOADS | feature::MRG_RXBUF;
+    for features in [features, features & !(feature::GUEST_TSO6 | feature::HOST_TSO6 | feature::HOST_TSO4)] {
+        let mut guest = [guest_with_address(&network, NicConfig::new(features, 256), 1)];
+        let listener = TcpListener::bind("[::1]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            std::io::copy(&mut &stream, &mut &stream).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        });
+        echo_from(&mut guest, format!("[fd00::2]:{port}").parse().unwrap(), 8 << 20);
+        let wanted = features & feature::GUEST_TSO6 != 0;
+        let [received, sent] = guest[0].nic.longest;
+        assert_eq!((received > 60_000, sent > 60_000), (wanted, wanted), "{received} and {sent} bytes");
+        network.handle().detach(guest[0].port).unwrap();
+    }
+}
+
+#[test]
+fn a_frame_that_never_fits_hurts_nobody() {
+    let network = network(1);
+    let config = NicConfig::new(0, 16);
+    let mut guests =
+        [guest_with_address(&network, config, 1), guest_with_address(&network, NicConfig::new(0, 16), 2)];
+    let [from, to] = [1, 0].map(|n: usize| (guests[n].smol.mac(), guests[n].smol.addr().unwrap()));
+    let frame = udp_frame(to.0, from.0, (from.1, 7), (to.1, 7), &[1; 4000]);
+    guests[1].nic.send(0, vec![frame; 3]);
+    run(&mut guests, "its end", |_| {
+        network.handle().drops().unwrap().iter().map(|drop| drop.count).sum::<u64>() >= 3
+    });
+    echo(&mut guests, SOME);
 }
 
 #[test]
