@@ -14,6 +14,8 @@ const LEN: u64 = 0x2_0000;
 /// The longest frame that comes out of a ring, in bytes: 64 KiB and headers.
 const MAX_FRAME: usize = 66 * 1024;
 const FEATURES: u64 = feature::DEVICE;
+/// Changes of the queues in one run: each takes two threads.
+const CHANGES: usize = 6;
 
 /// Steps, each a byte that says what, and what it needs. The first byte says how large the rings are, the
 /// second which features the driver takes. In the end the driver sets the device up anew, and it works.
@@ -22,7 +24,8 @@ pub fn vhost_ring(data: &[u8]) {
     let Ok((size, features)) = data.arbitrary::<(u8, u8)>() else { return };
     let memory = GuestMemory::new(START, LEN);
     let mut guest = RingGuest::new(memory, 2 << (size % 9), features_of(features));
-    while !data.is_empty() && step(&mut guest, &mut data).is_ok() {
+    let mut changes = CHANGES;
+    while !data.is_empty() && step(&mut guest, &mut data, &mut changes).is_ok() {
         if guest.rx.is_none() {
             assert!(is_cut(&guest), "only lost memory ends a link");
             return;
@@ -63,8 +66,11 @@ fn address(data: &mut Unstructured<'_>) -> Result<u64> {
     })
 }
 
-fn step(guest: &mut RingGuest, data: &mut Unstructured<'_>) -> Result<()> {
+fn step(guest: &mut RingGuest, data: &mut Unstructured<'_>, changes: &mut usize) -> Result<()> {
     let step = data.arbitrary::<u8>()?;
+    if matches!(step & 15, 12 | 13 | 15) {
+        *changes = changes.checked_sub(1).ok_or(arbitrary::Error::NotEnoughData)?;
+    }
     let index = usize::from(step >> 4 & 1);
     match step & 15 {
         0 => {
