@@ -67,9 +67,8 @@ fn a_machine_uses_both_of_its_pairs() {
     assert_eq!(queues.len(), 2, "{queues:?}");
     assert_ne!(queues[0]["worker"], queues[1]["worker"]);
     for queue in queues {
-        for bytes in ["rx_bytes", "tx_bytes"] {
-            assert!(queue[bytes].as_u64().unwrap() > 1_000_000, "{queues:?}");
-        }
+        assert!(queue["rx_bytes"].as_u64().unwrap() > 500_000, "{queues:?}");
+        assert!(queue["tx_frames"].as_u64().unwrap() > 20, "{queues:?}");
     }
     let table = daemon.ctl(&["ports"]);
     assert_eq!(table.ok().lines().count(), 2, "{table}");
