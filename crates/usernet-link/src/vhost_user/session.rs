@@ -75,7 +75,7 @@ mod protocol {
     pub(super) const STATUS: u64 = 1 << 16;
 
     pub(super) const OFFERED: u64 =
-        MQ | RARP | REPLY_ACK | NET_MTU | BACKEND_REQ | CONFIG | RESET_DEVICE | CONFIGURE_MEM_SLOTS | STATUS;
+        MQ | RARP | REPLY_ACK | NET_MTU | BACKEND_REQ | RESET_DEVICE | CONFIGURE_MEM_SLOTS | STATUS;
 }
 
 /// In the device's status (virtio 1.2 §2.1): the guest has to reset it.
@@ -133,6 +133,10 @@ pub struct Session {
     protocol: u64,
     status: u64,
     memory: Memory,
+    /// Whether the front end has said that it is our owner.
+    owned: bool,
+    /// Whether a queue was ever started.
+    started: bool,
     /// Whether something was refused.
     refused: bool,
     /// Where interrupts could be told of in other ways; kept open, since some front ends need it.
@@ -155,6 +159,8 @@ impl Session {
             protocol: 0,
             status: 0,
             memory: Memory::default(),
+            owned: false,
+            started: false,
             refused: false,
             back_channel: None,
         })
@@ -166,6 +172,13 @@ impl Session {
     /// It said something that makes no sense, or the connection has failed.
     pub fn run(mut self) -> Result<(), SessionError> {
         let outcome = self.answer_all();
+        if outcome.is_ok() && !self.started {
+            let pairs = self.device.queues() / 2;
+            tracing::info!(
+                pairs,
+                "a front end has left before its guest used a queue: it may ask for no more pairs than these"
+            );
+        }
         self.device.end(outcome.as_ref().err().map(ToString::to_string).as_deref());
         outcome
     }
@@ -202,7 +215,7 @@ impl Session {
         let request = message.request;
         let files = std::mem::take(&mut message.files);
         let outcome = self.handle(&message, files);
-        tracing::trace!(request, ?outcome, "vhost-user");
+        tracing::trace!(request = request::name(request), ?outcome, "vhost-user");
         let acknowledged = message.need_reply && self.protocol & protocol::REPLY_ACK != 0;
         let answer = match outcome {
             Ok(Some(answer)) => answer,
@@ -230,10 +243,11 @@ impl Session {
             request::GET_FEATURES => return word(self.offered()),
             request::SET_FEATURES => self.set_features(message.u64(0)?)?,
             // What the guest's MAC address is, we learn from its frames; and it has its MTU from us.
-            request::SET_OWNER | request::SEND_RARP | request::SET_CONFIG | request::NET_SET_MTU => {}
+            request::SEND_RARP | request::SET_CONFIG | request::NET_SET_MTU => {}
+            request::SET_OWNER => self.owned = true,
             request::RESET_OWNER | request::RESET_DEVICE => self.reset()?,
-            request::GET_PROTOCOL_FEATURES => return word(protocol::OFFERED),
-            request::SET_PROTOCOL_FEATURES => self.protocol = message.u64(0)? & protocol::OFFERED,
+            request::GET_PROTOCOL_FEATURES => return word(self.offered_protocol()),
+            request::SET_PROTOCOL_FEATURES => self.protocol = message.u64(0)? & self.offered_protocol(),
             request::GET_QUEUE_NUM => return word(self.device.queues() as u64 / 2),
             request::SET_MEM_TABLE => self.set_memory(message, &files)?,
             request::ADD_MEM_REG => self.add_region(message, &files)?,
@@ -290,6 +304,12 @@ impl Session {
         // One pair leaves nothing to control.
         let several = if self.device.queues() > 2 { feature::MQ | feature::CTRL_VQ } else { 0 };
         feature::DEVICE | feature::MTU | feature::STATUS | several | PROTOCOL_FEATURES
+    }
+
+    /// QEMU, which has the configuration space of a network device itself and warns of a back end that has it,
+    /// asks before it says that it is our owner. Those who ask for it later need it.
+    fn offered_protocol(&self) -> u64 {
+        if self.owned { protocol::OFFERED | protocol::CONFIG } else { protocol::OFFERED }
     }
 
     fn has(&self, feature: u64) -> bool {
@@ -359,6 +379,7 @@ impl Session {
 
     /// Hands changed memory to the queues, whose rings may lie elsewhere now.
     fn remap(&mut self) -> Result<(), String> {
+        tracing::debug!(regions = self.memory.regions(), bytes = self.memory.mapped(), "the guest's memory");
         self.control.remap(&self.memory).map_err(text)?;
         self.device.set_memory(&self.memory).map_err(text)
     }
@@ -417,6 +438,15 @@ impl Session {
         let kick = kick.try_clone().map_err(text)?;
         let (layout, base) = (queue.layout, queue.base);
         queue.runs = true;
+        if self.memory.regions() == 0 {
+            return Err(
+                "the guest shares no memory: QEMU needs -object memory-backend-memfd,share=on,... and \
+                        -machine memory-backend="
+                    .into(),
+            );
+        }
+        self.started = true;
+        tracing::debug!(index, ?layout, base, "a queue starts");
         if control {
             self.control.start(layout, &self.memory, base, kick).map_err(text)?;
             // Until the driver says otherwise, only the first pair moves.

@@ -223,7 +223,7 @@ fn rings_that_are_none() {
             place[4] = 1;
             start(raw, raw::SET_VRING_ADDR, place);
         }),
-        ("the descriptor ring is not in", &|raw| {
+        ("the guest shares no memory: QEMU needs", &|raw| {
             raw.say(raw::SET_VRING_NUM, &words(&[0, 4]), &[]);
             raw.say(raw::SET_VRING_KICK, &words64(&[0]), &[bell().as_fd()]);
         }),
