@@ -135,6 +135,8 @@ pub struct Session {
     memory: Memory,
     /// Whether the front end has said that it is our owner.
     owned: bool,
+    /// What it was first told of protocol features.
+    offered_protocol: Option<u64>,
     /// Whether a queue was ever started.
     started: bool,
     /// Whether something was refused.
@@ -160,6 +162,7 @@ impl Session {
             status: 0,
             memory: Memory::default(),
             owned: false,
+            offered_protocol: None,
             started: false,
             refused: false,
             back_channel: None,
@@ -308,8 +311,9 @@ impl Session {
 
     /// QEMU, which has the configuration space of a network device itself and warns of a back end that has it,
     /// asks before it says that it is our owner. Those who ask for it later need it.
-    fn offered_protocol(&self) -> u64 {
-        if self.owned { protocol::OFFERED | protocol::CONFIG } else { protocol::OFFERED }
+    fn offered_protocol(&mut self) -> u64 {
+        let config = if self.owned { protocol::CONFIG } else { 0 };
+        *self.offered_protocol.get_or_insert(protocol::OFFERED | config)
     }
 
     fn has(&self, feature: u64) -> bool {
