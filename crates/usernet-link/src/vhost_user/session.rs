@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FileType;
 use rustix::io::Errno;
+use rustix::net::sockopt;
+use rustix::process::getpid;
 
 use super::message::{Channel, Message, wait};
-use crate::virtio::{ControlQueue, Device, Memory, Region, RegionLayout, RingLayout, feature};
+use crate::virtio::{ControlQueue, Device, Memory, Region, RegionLayout, RingLayout, feature, hear};
 
 /// Requests of a front end, by their numbers.
 mod request {
@@ -139,6 +141,8 @@ pub struct Session {
     offered_protocol: Option<u64>,
     /// Whether a queue was ever started.
     started: bool,
+    /// Whether it was logged what the driver has agreed on.
+    told: bool,
     /// Whether something was refused.
     refused: bool,
     /// Where interrupts could be told of in other ways; kept open, since some front ends need it.
@@ -164,6 +168,7 @@ impl Session {
             owned: false,
             offered_protocol: None,
             started: false,
+            told: false,
             refused: false,
             back_channel: None,
         })
@@ -182,6 +187,7 @@ impl Session {
                 "a front end has left before its guest used a queue: it may ask for no more pairs than these"
             );
         }
+        self.device.let_go();
         self.device.end(outcome.as_ref().err().map(ToString::to_string).as_deref());
         outcome
     }
@@ -286,7 +292,9 @@ impl Session {
                 self.queue(message)?.enabled = message.u32(1)? != 0;
                 self.apply()?;
             }
-            request::SET_BACKEND_REQ_FD => self.back_channel = files.into_iter().next(),
+            request::SET_BACKEND_REQ_FD => {
+                self.back_channel = files.into_iter().next().filter(|file| !peer_is_us(file));
+            }
             request::GET_CONFIG => return self.config_space(message),
             request::SET_STATUS => {
                 self.status = message.u64(0)?;
@@ -331,8 +339,8 @@ impl Session {
         if strange != 0 {
             return Err(format!("features {strange:#x} were not offered"));
         }
-        // Front ends say it again for each pair.
-        if features != self.features {
+        // Front ends say it again for each pair, and drivers with each start.
+        if features != self.features && !std::mem::replace(&mut self.told, true) {
             tracing::info!(features = feature::names(features), "the guest's driver has agreed on features");
         }
         self.features = features;
@@ -384,8 +392,8 @@ impl Session {
     /// Hands changed memory to the queues, whose rings may lie elsewhere now.
     fn remap(&mut self) -> Result<(), String> {
         tracing::debug!(regions = self.memory.regions(), bytes = self.memory.mapped(), "the guest's memory");
-        self.control.remap(&self.memory).map_err(text)?;
-        self.device.set_memory(&self.memory).map_err(text)
+        let control = self.control.remap(&self.memory).map_err(text);
+        self.device.set_memory(&self.memory).map_err(text).and(control)
     }
 
     fn set_address(&mut self, message: &Message) -> Result<(), String> {
@@ -441,7 +449,6 @@ impl Session {
         let Some(kick) = &queue.kick else { return Ok(()) };
         let kick = kick.try_clone().map_err(text)?;
         let (layout, base) = (queue.layout, queue.base);
-        queue.runs = true;
         if self.memory.regions() == 0 {
             return Err(
                 "the guest shares no memory: QEMU needs -object memory-backend-memfd,share=on,... and \
@@ -453,10 +460,13 @@ impl Session {
         tracing::debug!(index, ?layout, base, "a queue starts");
         if control {
             self.control.start(layout, &self.memory, base, kick).map_err(text)?;
+            self.described(index)?.runs = true;
             // Until the driver says otherwise, only the first pair moves.
             return self.apply();
         }
-        self.device.start(index, layout, base, kick).map_err(text)
+        self.device.start(index, layout, base, kick).map_err(text)?;
+        self.described(index)?.runs = true;
+        Ok(())
     }
 
     fn stop(&mut self, index: usize) -> Result<(), String> {
@@ -478,6 +488,7 @@ impl Session {
         }
         if let Err(error) = self.control.serve(&self.memory, most) {
             self.device.break_down(&error);
+            return Ok(());
         }
         self.apply().map_err(|reason| SessionError::Control { reason })
     }
@@ -525,6 +536,9 @@ impl Session {
 /// its other end.
 fn check_bell(file: &OwnedFd) -> Result<(), String> {
     let refused = |what| format!("{what} cannot notify: an eventfd, a pipe or a socket was expected");
+    if peer_is_us(file) {
+        return Err("a connection with us cannot notify: it would never end".to_owned());
+    }
     rustix::io::ioctl_fionbio(file, true).map_err(text)?;
     match FileType::from_raw_mode(rustix::fs::fstat(file).map_err(text)?.st_mode) {
         FileType::Fifo | FileType::Socket => Ok(()),
@@ -537,14 +551,24 @@ fn check_bell(file: &OwnedFd) -> Result<(), String> {
     }
 }
 
+/// Whether a descriptor is the other end of a connection of ours. As long as we had that, the connection would
+/// not end.
+fn peer_is_us(file: impl AsFd) -> bool {
+    sockopt::socket_peercred(file).is_ok_and(|peer| peer.pid == getpid())
+}
+
 /// Checks that what notifies us is quiet once it was read, as no eventfd is that counts down by one, and no pipe
 /// whose other end is closed.
 fn check_kick(kick: &OwnedFd) -> Result<(), String> {
     const READS: u64 = 4;
     // Nothing is lost: what it tells of is looked for when the queue starts. A pipe cannot be written to.
     let _ = rustix::io::write(kick, &READS.to_ne_bytes());
-    let read = |_| rustix::io::read(kick, &mut [0; 4096]).is_ok();
-    if (0..READS).all(read) { Err("what notifies us is never quiet".to_owned()) } else { Ok(()) }
+    for _ in 0..READS {
+        if !hear(kick).map_err(text)? {
+            return Ok(());
+        }
+    }
+    Err("what notifies us is never quiet".to_owned())
 }
 
 fn text(error: impl ToString) -> String {

@@ -10,7 +10,7 @@ use usernet_core::offload::Capabilities;
 
 use super::feature;
 use super::memory::Memory;
-use super::pair::{Bell, Health, Pair, Queue, State};
+use super::pair::{Bell, Health, Pair, Queue, State, lock};
 use super::ring::{Ring, RingError, RingLayout};
 use crate::{Link, LinkError};
 
@@ -109,11 +109,12 @@ impl Device {
     /// A ring that moves is not in it; the queues then rest.
     pub fn set_memory(&self, memory: &Memory) -> Result<(), DeviceError> {
         let memory = Arc::new(memory.clone());
-        for pair in &self.pairs {
+        // All of them are told, whatever comes of it.
+        let moved = self.pairs.iter().map(|pair| {
             let memory = Arc::clone(&memory);
-            wait(pair, move |state| state.remap(memory))??;
-        }
-        Ok(())
+            Ok(wait(pair, move |state| state.remap(memory))??)
+        });
+        moved.fold(Ok(()), Result::and)
     }
 
     /// Starts a queue, which goes on with the chain of index `base`. The guest notifies us by `kick`, a
@@ -122,10 +123,10 @@ impl Device {
     /// # Errors
     /// There is no such queue, or no such ring.
     pub fn start(&self, index: usize, ring: RingLayout, base: u16, kick: OwnedFd) -> Result<(), DeviceError> {
-        let pair = self.pair(index)?;
-        self.health.mend();
-        wait(pair, move |state| {
+        let health = Arc::clone(&self.health);
+        wait(self.pair(index)?, move |state| {
             let ring = Ring::new(ring, &state.memory, base)?;
+            health.mend();
             state.queue(index).start(ring, kick).map_err(DeviceError::Kick)
         })?
     }
@@ -144,7 +145,7 @@ impl Device {
     /// # Errors
     /// There is no such queue.
     pub fn set_call(&self, index: usize, call: Option<OwnedFd>) -> Result<(), DeviceError> {
-        self.set(index, move |queue| queue.call = call)
+        self.set(index, move |queue| queue.set_call(call))
     }
 
     /// Gives a queue what tells that its ring made no sense: a non-blocking eventfd.
@@ -152,7 +153,20 @@ impl Device {
     /// # Errors
     /// There is no such queue.
     pub fn set_err(&self, index: usize, err: Option<OwnedFd>) -> Result<(), DeviceError> {
-        self.set(index, move |queue| queue.err = err)
+        self.set(index, move |queue| queue.set_err(err))
+    }
+
+    /// Closes all descriptors that the queues were given, which rest. Where others may have made them such that
+    /// to close them takes a while, that is done before the links end, and not by their worker.
+    pub fn let_go(&self) {
+        for pair in &self.pairs {
+            if wait(pair, State::let_go).is_err() {
+                // Nobody has the queues any more.
+                let state = &mut *lock(&pair.state);
+                state.let_go();
+                drop(state.discarded());
+            }
+        }
     }
 
     /// Ends the links: the guest is closed, or what the front end said makes no sense.
@@ -182,7 +196,7 @@ impl Drop for Device {
     }
 }
 
-/// Has the worker make a change, and waits until it is made.
+/// Has the worker make a change, and waits until it is made. Closes what is of no use any more after it.
 fn wait<T: Send + 'static>(
     pair: &Pair,
     change: impl FnOnce(&mut State) -> T + Send + 'static,
@@ -190,7 +204,7 @@ fn wait<T: Send + 'static>(
     let (done, outcome) = sync_channel(1);
     pair.change(move |state| {
         // Whoever asked is waiting for it.
-        let _ = done.send(change(state));
+        let _ = done.send((change(state), state.discarded()));
     });
-    outcome.recv().map_err(|_| DeviceError::Gone)
+    outcome.recv().map(|(outcome, _)| outcome).map_err(|_| DeviceError::Gone)
 }

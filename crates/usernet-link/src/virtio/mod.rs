@@ -30,4 +30,5 @@ mod to_guest;
 pub use control::ControlQueue;
 pub use device::{Device, DeviceError};
 pub use memory::{Memory, Region, RegionError, RegionLayout};
+pub(crate) use pair::hear;
 pub use ring::{MAX_SIZE, RingError, RingLayout};

@@ -32,11 +32,14 @@ pub(super) struct Queue {
     /// Where it goes on after it has rested: the index of the first chain that was not given back.
     base: u16,
     /// Interrupts the guest.
-    pub(super) call: Option<OwnedFd>,
+    call: Option<OwnedFd>,
     /// Tells the front end that the ring made no sense.
-    pub(super) err: Option<OwnedFd>,
+    err: Option<OwnedFd>,
     /// Where the guest notifies us.
     kick: Option<OwnedFd>,
+    /// Descriptors that are of no use any more, for whoever has the device to close: with what a front end
+    /// hands over, that may take a while.
+    discarded: Vec<OwnedFd>,
     /// Rung when the ring starts to move or to rest.
     turned: Bell,
     /// Readable when one of the two is: one descriptor for all kicks that come and go.
@@ -48,7 +51,8 @@ impl Queue {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let turned = Bell::new()?;
         epoll::add(&poll, &turned, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-        Ok(Self { ring: None, base: 0, call: None, err: None, kick: None, turned, poll })
+        let discarded = Vec::new();
+        Ok(Self { ring: None, base: 0, call: None, err: None, kick: None, discarded, turned, poll })
     }
 
     /// Has the ring move.
@@ -75,8 +79,19 @@ impl Queue {
         if let Some(kick) = self.kick.take() {
             // Others have it as well, so closing it is not enough. It was added, so it can be removed.
             let _ = epoll::delete(&self.poll, &kick);
+            self.discarded.push(kick);
         }
         self.base
+    }
+
+    /// Interrupts the guest by another descriptor.
+    pub(super) fn set_call(&mut self, call: Option<OwnedFd>) {
+        self.discarded.extend(std::mem::replace(&mut self.call, call));
+    }
+
+    /// Tells the front end by another descriptor that the ring made no sense.
+    pub(super) fn set_err(&mut self, err: Option<OwnedFd>) {
+        self.discarded.extend(std::mem::replace(&mut self.err, err));
     }
 
     /// Takes back that there was a notification, and asks for the next one. Returns whether there is
@@ -157,6 +172,21 @@ impl State {
         self.from_guest.rest();
     }
 
+    /// Gives up all that was handed over.
+    pub(super) fn let_go(&mut self) {
+        self.rest();
+        for queue in [&mut self.to_guest, &mut self.from_guest] {
+            queue.set_call(None);
+            queue.set_err(None);
+        }
+    }
+
+    /// The descriptors that are of no use any more.
+    pub(super) fn discarded(&mut self) -> Vec<OwnedFd> {
+        let queues = [&mut self.to_guest, &mut self.from_guest];
+        queues.into_iter().flat_map(|queue| queue.discarded.drain(..)).collect()
+    }
+
     /// Moves the rings to other memory.
     ///
     /// # Errors
@@ -174,6 +204,8 @@ impl State {
 #[derive(Debug, Default)]
 pub(super) struct Health {
     broken: AtomicBool,
+    /// It was logged once.
+    told: AtomicBool,
     why: Mutex<Option<String>>,
     bells: Mutex<Vec<Arc<Bell>>>,
 }
@@ -189,11 +221,11 @@ impl Health {
     }
 
     pub(super) fn break_down(&self, error: &RingError) {
-        let mut why = lock(&self.why);
-        if why.is_none() {
+        // A guest that goes on like that does not fill the log.
+        if !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, "a guest's ring makes no sense: its device rests until it is set up anew");
-            *why = Some(error.to_string());
         }
+        lock(&self.why).get_or_insert_with(|| error.to_string());
         self.broken.store(true, Ordering::Release);
         lock(&self.bells).iter().for_each(|bell| bell.ring());
     }
@@ -340,9 +372,11 @@ impl Bell {
         Ok(Self { rung: AtomicBool::new(false), fd })
     }
 
+    /// Whoever hears it looks after that at what it is about, so it is of no matter that a ring which comes
+    /// just then is heard along with the last one.
     pub(super) fn ring(&self) {
-        self.rung.store(true, Ordering::Release);
         ring_bell(&self.fd);
+        self.rung.store(true, Ordering::Release);
     }
 
     /// Whether it was rung since the last time.
@@ -361,19 +395,18 @@ impl AsFd for Bell {
     }
 }
 
-/// Takes back that a guest has notified us. Others have the kick as well, and its flags as they like: so it is
-/// said with the call that we do not wait.
+/// Takes back that a guest has notified us; returns whether it has. Others have the kick as well, and its flags
+/// as they like: so it is said with the call that we do not wait.
 ///
 /// # Errors
-/// There is nothing that could: it would be readable for ever.
-pub(super) fn hear(kick: impl AsFd) -> Result<(), RingError> {
+/// There is nothing that could: it would be readable for ever. Or the system cannot read it without waiting, as
+/// it can eventfds since Linux 5.8, and pipes and sockets since 6.5.
+pub(crate) fn hear(kick: impl AsFd) -> Result<bool, RingError> {
     const NO_OFFSET: u64 = u64::MAX;
     let bytes = &mut [0; 8];
-    // Whether it may make us wait, others can change.
-    let read = preadv2(&kick, &mut [IoSliceMut::new(bytes)], NO_OFFSET, ReadWriteFlags::NOWAIT);
-    let read = if read == Err(Errno::OPNOTSUPP) { rustix::io::read(&kick, bytes) } else { read };
-    match read {
-        Ok(1..) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+    match preadv2(&kick, &mut [IoSliceMut::new(bytes)], NO_OFFSET, ReadWriteFlags::NOWAIT) {
+        Ok(1..) => Ok(true),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(false),
         _ => Err(RingError::Kick),
     }
 }

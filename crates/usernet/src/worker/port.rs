@@ -347,11 +347,17 @@ impl Worker {
         for port in std::mem::take(&mut self.unflushed_links) {
             let Some(entry) = self.ports.get_mut(&port) else { continue };
             entry.unflushed = false;
-            if entry.full {
+            // What has fitted in beside that which waits is to be seen by the guest.
+            if entry.full && entry.tx.room_told_by() == RoomTold::Writable {
                 continue;
             }
-            let outcome = entry.tx.flush().map(|all| if all { Sent::Nothing } else { Sent::Full });
-            self.sent(port, outcome);
+            match entry.tx.flush() {
+                Ok(true) if entry.full => self.link_space(port),
+                outcome => {
+                    let outcome = outcome.map(|all| if all { Sent::Nothing } else { Sent::Full });
+                    self.sent(port, outcome);
+                }
+            }
         }
     }
 
