@@ -38,25 +38,31 @@ pub fn finish_checksum(frame: &mut [u8], checksum: Checksum) -> bool {
 }
 
 /// The wire packets that a frame, given in parts, stands for; none when it cannot be finished as it asks.
+///
+/// Each is cut when it is asked for: whoever has no room for the first has not paid for all of them.
 #[must_use]
-pub fn finished(parts: &[IoSlice<'_>], offload: Offload) -> Vec<Vec<u8>> {
+pub fn finished(parts: &[IoSlice<'_>], offload: Offload) -> impl ExactSizeIterator<Item = Vec<u8>> + use<> {
     let mut frame: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
-    let Some(Segmentation { size, header_len, .. }) = offload.segmentation else {
-        return if finish_checksum(&mut frame, offload.checksum) { vec![frame] } else { Vec::new() };
+    let packets = match offload.segmentation {
+        None => usize::from(finish_checksum(&mut frame, offload.checksum)),
+        Some(how) => cutter(&frame, how).map_or(0, |(cutter, _)| cutter.packets()),
     };
-    let cut = || {
-        let (header, payload) = frame.split_at_checked(header_len.into())?;
-        let cutter = Cutter::new(header, size.into(), payload.len())?;
-        let packet = |index| {
-            let payload = payload.get(cutter.payload(index)).unwrap_or_default();
-            let mut packet = header.to_vec();
-            cutter.write_header(index, payload, &mut packet);
-            packet.extend_from_slice(payload);
-            packet
+    (0..packets).map(move |index| {
+        let Some((cutter, payload)) = offload.segmentation.and_then(|how| cutter(&frame, how)) else {
+            return std::mem::take(&mut frame);
         };
-        Some((0..cutter.packets()).map(packet).collect())
-    };
-    cut().unwrap_or_default()
+        let payload = payload.get(cutter.payload(index)).unwrap_or_default();
+        let mut packet = cutter.header.to_vec();
+        cutter.write_header(index, payload, &mut packet);
+        packet.extend_from_slice(payload);
+        packet
+    })
+}
+
+/// What cuts a super-frame, and its payload.
+fn cutter(frame: &[u8], how: Segmentation) -> Option<(Cutter<'_>, &[u8])> {
+    let (header, payload) = frame.split_at_checked(how.header_len.into())?;
+    Some((Cutter::new(header, how.size.into(), payload.len())?, payload))
 }
 
 /// Cuts one TCP or UDP super-frame into wire packets.

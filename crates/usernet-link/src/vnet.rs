@@ -12,6 +12,10 @@ use usernet_core::offload::{Checksum, Offload, SegmentKind, Segmentation};
 /// The header's length in bytes.
 pub const HEADER_LEN: usize = 12;
 
+/// The most packets that a super-frame may stand for. Each of them is work for whoever gets it, and no driver
+/// cuts smaller than 64 KiB at the least MSS that Linux knows (48 bytes, 12 of them for timestamps).
+const MAX_PACKETS: usize = 0xffff_usize.div_ceil(48 - 12);
+
 const NEEDS_CSUM: u8 = 1;
 
 const GSO_NONE: u8 = 0;
@@ -25,8 +29,8 @@ const GSO_ECN: u8 = 0x80;
 ///
 /// `None` when the two contradict each other; such a frame is dropped. `hdr_len` is a hint that
 /// need not be true (§5.1.6.2.1): how long the headers are is read from the frame. A super-frame of
-/// a single packet comes out as a plain one, and a checksum that the device has checked already
-/// (`DATA_VALID`) is a complete one.
+/// a single packet comes out as a plain one, one of more packets than a driver has reason to make is
+/// dropped, too, and a checksum that the device has checked already (`DATA_VALID`) is a complete one.
 pub fn decode<F: FrameBytes + ?Sized>(header: &[u8; HEADER_LEN], frame: &F) -> Option<Offload> {
     let &[flags, gso_type, _, _, size_0, size_1, start_0, start_1, offset_0, offset_1, _, _] = header;
     let size = u16::from_le_bytes([size_0, size_1]);
@@ -63,6 +67,9 @@ pub fn decode<F: FrameBytes + ?Sized>(header: &[u8; HEADER_LEN], frame: &F) -> O
     };
     let header_len = start.checked_add(transport_len)?;
     let payload = frame.len().checked_sub(header_len.into())?;
+    if payload.div_ceil(size.into()) > MAX_PACKETS {
+        return None;
+    }
     let segmentation = (payload > usize::from(size)).then_some(Segmentation { kind, size, header_len });
     Some(Offload { checksum, segmentation, fragmentation: None })
 }
@@ -148,6 +155,15 @@ mod tests {
         let plain = Offload { segmentation: None, ..super_frame(1448) };
         assert_eq!(decode(&encode(super_frame(1448)), &tcp_frame(1448)[..]), Some(plain));
         assert_eq!(decode(&encode(super_frame(1448)), &tcp_frame(1449)[..]), Some(super_frame(1448)));
+    }
+
+    #[test]
+    fn more_packets_than_a_driver_makes_are_refused() {
+        let (most, more) = (tcp_frame(MAX_PACKETS * 2), tcp_frame(MAX_PACKETS * 2 + 1));
+        assert_eq!(decode(&encode(super_frame(2)), &most[..]), Some(super_frame(2)));
+        assert_eq!(decode(&encode(super_frame(2)), &more[..]), None);
+        assert_eq!(decode(&encode(super_frame(1)), &tcp_frame(65_000)[..]), None);
+        assert_eq!(decode(&encode(super_frame(48 - 12)), &tcp_frame(65_000)[..]), Some(super_frame(36)));
     }
 
     #[test]

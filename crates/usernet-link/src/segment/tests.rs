@@ -1,6 +1,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 use proptest::prelude::*;
+use usernet_core::offload::SegmentKind;
 
 use super::*;
 use crate::inspect::{self, Template};
@@ -105,4 +106,24 @@ fn a_sum_that_comes_to_zero_is_written_as_ones() {
     let mut frame = [0xff; 60];
     assert!(finish_checksum(&mut frame, Checksum::Partial { start: 40, offset: 0 }));
     assert_eq!(frame[40..42], [0xff, 0xff]);
+}
+
+/// Only what is asked for is cut, and how much there is, is known before.
+#[test]
+fn a_super_frame_is_cut_bit_by_bit() {
+    let template = Template { ipv6: false, udp: false, vlan: false, seq: 1 };
+    let (header, payload) = (template.header(), inspect::payload(1001));
+    let how = Segmentation { kind: SegmentKind::Tcp4, size: 100, header_len: header.len() as u16 };
+    let offload = Offload { segmentation: Some(how), ..Offload::default() };
+    let parts = [&header[..], &payload[..700], &payload[700..]].map(IoSlice::new);
+    let mut packets = finished(&parts, offload);
+    assert_eq!(packets.len(), 11);
+    let mut frames = vec![packets.next().unwrap()];
+    assert_eq!(packets.len(), 10);
+    frames.extend(packets);
+    assert_eq!(inspect::reassemble(template, 100, &frames), payload);
+
+    assert_eq!(finished(&parts, Offload::default()).collect::<Vec<_>>(), [[&header[..], &payload].concat()]);
+    let none = Offload { segmentation: Some(Segmentation { size: 0, ..how }), ..Offload::default() };
+    assert_eq!(finished(&parts, none).len(), 0);
 }

@@ -278,11 +278,12 @@ impl Writer {
             return self.put_one(state, frame, offload);
         }
         let packets = finished(frame, offload);
-        self.dropped += u64::from(packets.is_empty());
-        for (index, packet) in packets.iter().enumerate() {
-            if !self.put_one(state, &[IoSlice::new(packet)], Offload::default())? {
+        let count = packets.len();
+        self.dropped += u64::from(count == 0);
+        for (index, packet) in packets.enumerate() {
+            if !self.put_one(state, &[IoSlice::new(&packet)], Offload::default())? {
                 // The first decides: the rest of a burst that finds the ring full is lost, as on any wire.
-                self.dropped += if index > 0 { (packets.len() - index) as u64 } else { 0 };
+                self.dropped += if index > 0 { (count - index) as u64 } else { 0 };
                 return Ok(index > 0);
             }
         }
