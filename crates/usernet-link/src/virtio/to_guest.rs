@@ -8,7 +8,7 @@ use usernet_core::frame::FrameBytes as _;
 use usernet_core::offload::{Capabilities, Checksum, Offload, SegmentKind};
 
 use super::memory::Memory;
-use super::pair::{Pair, RECEIVE, State, lock};
+use super::pair::{Pair, Queue, RECEIVE, State, lock};
 use super::ring::{Buffer, Direction, MAX_CHAIN, Ring, RingError};
 use super::scattered::Scattered;
 use crate::segment::{MAX_HEADERS, finished};
@@ -32,7 +32,6 @@ pub(super) struct QueueTx {
 /// Puts frames into buffers of the guest's.
 #[derive(Default)]
 struct Writer {
-    memory: Arc<Memory>,
     /// The chains that were taken, and not given back.
     chains: Vec<Room>,
     buffers: Vec<Buffer>,
@@ -65,8 +64,9 @@ enum Taken {
 enum Lent {
     #[default]
     Nothing,
-    /// The guest's own buffers, behind the virtio-net header and so many bytes of headers.
-    Buffers { header_len: usize, room: usize },
+    /// The guest's own buffers, behind the virtio-net header and so many bytes of headers. The memory is held
+    /// no longer than that: a guest may take it away.
+    Buffers { memory: Arc<Memory>, header_len: usize, room: usize },
     /// The scratch, since frames have to be cut for this guest.
     Scratch { room: usize },
 }
@@ -92,7 +92,7 @@ impl LinkTx for QueueTx {
 
     fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> Result<bool, LinkError> {
         let state = &mut *lock(&self.pair.state);
-        self.writer.forget(state);
+        self.writer.forget(&mut state.to_guest);
         let put = self.writer.put(state, frame, offload);
         Ok(self.pair.or_break_down(state, RECEIVE, put))
     }
@@ -105,7 +105,7 @@ impl LinkTx for QueueTx {
         out: &mut Vec<IoSliceMut<'a>>,
     ) -> usize {
         let state = &mut *lock(&self.pair.state);
-        self.writer.forget(state);
+        self.writer.forget(&mut state.to_guest);
         let room = self.writer.reserve(state, header_len, segment, max.min(MAX_PAYLOAD));
         let room = self.pair.or_break_down(state, RECEIVE, room);
         self.writer.lend(room, out)
@@ -120,7 +120,7 @@ impl LinkTx for QueueTx {
 
     fn flush(&mut self) -> Result<bool, LinkError> {
         let state = &mut *lock(&self.pair.state);
-        self.writer.forget(state);
+        self.writer.forget(&mut state.to_guest);
         state.to_guest.publish();
         state.check_memory()?;
         let has_room = self.writer.await_room(state);
@@ -138,11 +138,11 @@ impl LinkTx for QueueTx {
 
 impl Writer {
     /// Gives up what was reserved.
-    fn forget(&mut self, state: &mut State) {
+    fn forget(&mut self, queue: &mut Queue) {
         self.lent = Lent::Nothing;
         self.chains.clear();
         self.buffers.clear();
-        if let Some(ring) = &mut state.to_guest.ring {
+        if let Some(ring) = &mut queue.ring {
             ring.rewind();
         }
     }
@@ -152,7 +152,7 @@ impl Writer {
         for _ in 0..LOOKS {
             let wanted = std::mem::take(&mut self.wanted);
             if wanted == 0 || !matches!(self.take(state, wanted, wanted)?, Taken::Short) {
-                self.forget(state);
+                self.forget(&mut state.to_guest);
                 return Ok(true);
             }
             if !state.to_guest.await_kick()? {
@@ -167,9 +167,6 @@ impl Writer {
     /// Takes chains until they have `enough` bytes, or a frame can have no more of them, but none when they
     /// have fewer than `least`.
     fn take(&mut self, state: &mut State, least: usize, enough: usize) -> Result<Taken, RingError> {
-        if !Arc::ptr_eq(&self.memory, &state.memory) {
-            self.memory = Arc::clone(&state.memory);
-        }
         let mut len = 0;
         let mut most = usize::MAX;
         if let Some(ring) = &mut state.to_guest.ring {
@@ -178,7 +175,7 @@ impl Writer {
                 && self.chains.len() < most
                 && self.buffers.len() < usize::from(MAX_CHAIN)
                 && let Some(chain) =
-                    ring.take(&self.memory, Direction::ToGuest, usize::MAX, &mut self.buffers)?
+                    ring.take(&state.memory, Direction::ToGuest, usize::MAX, &mut self.buffers)?
             {
                 len += chain.len;
                 self.chains.push(Room { head: chain.head, len: chain.len });
@@ -190,7 +187,7 @@ impl Writer {
             return Ok(Taken::Bytes(len));
         }
         let never = self.chains.len() >= most || self.buffers.len() >= usize::from(MAX_CHAIN);
-        self.forget(state);
+        self.forget(&mut state.to_guest);
         self.wanted = if never { 0 } else { least };
         Ok(if never { Taken::Never } else { Taken::Short })
     }
@@ -210,12 +207,12 @@ impl Writer {
         let Taken::Bytes(len) = self.take(state, packet, enough)? else { return Ok(0) };
         if whole {
             let room = (len - in_front).min(max);
-            self.lent = Lent::Buffers { header_len, room };
+            self.lent = Lent::Buffers { memory: Arc::clone(&state.memory), header_len, room };
             return Ok(room);
         }
         // Each packet takes as many chains, so no more of them are made than there is room for.
         let each = self.chains.len();
-        self.forget(state);
+        self.forget(&mut state.to_guest);
         let waiting = state.to_guest.ring.as_mut().map_or(Ok(0), Ring::waiting)?;
         let room = (usize::from(waiting) / each.max(1) * segment).min(max);
         self.lent = Lent::Scratch { room };
@@ -224,14 +221,14 @@ impl Writer {
 
     /// Pushes the `room` that was reserved.
     fn lend<'a>(&'a mut self, room: usize, out: &mut Vec<IoSliceMut<'a>>) -> usize {
-        match self.lent {
+        match &self.lent {
             Lent::Nothing => return 0,
-            Lent::Buffers { header_len, .. } => {
+            Lent::Buffers { memory, header_len, .. } => {
                 let in_front = vnet::HEADER_LEN + header_len;
-                self.taken().slices_mut(in_front..in_front + room, out);
+                self.taken(memory).slices_mut(in_front..in_front + room, out);
             }
             Lent::Scratch { room } => {
-                self.scratch.resize(room, 0);
+                self.scratch.resize(*room, 0);
                 out.push(IoSliceMut::new(&mut self.scratch));
             }
         }
@@ -246,21 +243,21 @@ impl Writer {
         offload: Offload,
     ) -> Result<(), RingError> {
         let payload = match std::mem::take(&mut self.lent) {
-            Lent::Buffers { header_len, room } if header_len == header.len() && len <= room => {
+            Lent::Buffers { memory, header_len, room } if header_len == header.len() && len <= room => {
                 if takes(state.takes, offload) {
-                    self.finish(state, header, header.len() + len, offload);
+                    self.finish(&mut state.to_guest, &memory, header, header.len() + len, offload);
                     return Ok(());
                 }
                 // What the guest cannot take is taken back out of its memory: it was never told of it.
                 let mut payload = vec![0; len];
-                self.taken().copy_to(vnet::HEADER_LEN + header_len, &mut payload);
-                self.forget(state);
+                self.taken(&memory).copy_to(vnet::HEADER_LEN + header_len, &mut payload);
+                self.forget(&mut state.to_guest);
                 payload
             }
             Lent::Scratch { room } if len <= room => std::mem::take(&mut self.scratch),
             _ => {
                 debug_assert!(false, "what is committed was reserved");
-                self.forget(state);
+                self.forget(&mut state.to_guest);
                 return Ok(());
             }
         };
@@ -312,15 +309,15 @@ impl Writer {
         }
         let mut at = vnet::HEADER_LEN;
         for part in frame {
-            self.taken().write(at, part);
+            self.taken(&state.memory).write(at, part);
             at += part.len();
         }
-        self.finish(state, &[], len, offload);
+        self.finish(&mut state.to_guest, &state.memory, &[], len, offload);
         Ok(true)
     }
 
     /// Gives the guest a frame of `len` bytes, of which all but the `start` lies in the chains.
-    fn finish(&mut self, state: &mut State, start: &[u8], len: usize, offload: Offload) {
+    fn finish(&mut self, queue: &mut Queue, memory: &Memory, start: &[u8], len: usize, offload: Offload) {
         let total = vnet::HEADER_LEN + len;
         let filled = |chain: &Room, left: &mut usize| {
             let written = chain.len.min(*left);
@@ -332,20 +329,20 @@ impl Writer {
         if let Some(buffers) = header.last_chunk_mut() {
             *buffers = u16::try_from(used).unwrap_or(u16::MAX).to_le_bytes();
         }
-        self.taken().write(0, &header);
-        self.taken().write(header.len(), start);
-        if let Some(ring) = &mut state.to_guest.ring {
+        self.taken(memory).write(0, &header);
+        self.taken(memory).write(header.len(), start);
+        if let Some(ring) = &mut queue.ring {
             for (head, written) in self.chains.iter().scan(total, |left, chain| filled(chain, left)) {
                 ring.give_back(head, u32::try_from(written).unwrap_or(u32::MAX));
             }
         }
-        self.forget(state);
+        self.forget(queue);
     }
 
     /// The chains that were taken, as bytes.
-    fn taken(&self) -> Scattered<'_> {
+    fn taken<'a>(&'a self, memory: &'a Memory) -> Scattered<'a> {
         let len = self.chains.iter().map(|chain| chain.len).sum();
-        Scattered { memory: &self.memory, buffers: &self.buffers, len }
+        Scattered { memory, buffers: &self.buffers, len }
     }
 }
 

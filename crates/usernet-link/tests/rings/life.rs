@@ -1,6 +1,7 @@
 //! Rings as drivers use them.
 
 use std::io::IoSlice;
+use std::os::unix::fs::MetadataExt as _;
 
 use etherparse::SlicedPacket;
 use proptest::prelude::*;
@@ -279,6 +280,29 @@ fn memory_moves_under_running_rings() {
         guest.renew(index, 0).unwrap();
     }
     assert_works(&mut guest);
+}
+
+#[test]
+fn memory_that_was_taken_away_is_not_kept() {
+    let mut guest = guest(8, ALL);
+    let inode = guest.memory.file().metadata().unwrap().ino().to_string();
+    let mappings = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| line.split_whitespace().nth(4) == Some(&inode)).count()
+    };
+    let whole = guest.regions(1);
+    for reserve in [false, true] {
+        assert_works(&mut guest);
+        if reserve {
+            let at = guest.heap();
+            offer(&mut guest, 5, at, 2048);
+            let mut room = Vec::new();
+            assert_eq!(guest.tx.reserve(54, 1460, 1460, &mut room), 1460);
+            guest.tx.commit(&[0; 54], 100, Offload::default()).unwrap();
+        }
+        guest.set_memory(&whole).unwrap();
+        assert_eq!(mappings(), 1);
+    }
 }
 
 #[test]
