@@ -86,8 +86,8 @@ const NEEDS_RESET: u64 = 64;
 /// Parts of the guest's memory at most: more than QEMU has slots for.
 const MAX_REGIONS: usize = 509;
 
-/// Bytes of files that one guest's memory maps at most. Our address space has room for 32 such guests.
-const MAX_MEMORY: u64 = 4 << 40;
+/// Bytes of files that one guest's memory maps at most: a small part of what all of them can together.
+const MAX_MEMORY: u64 = 1 << 40;
 
 /// Why a conversation has ended.
 #[derive(Debug, thiserror::Error)]

@@ -18,19 +18,26 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
 
 use super::fault::Guarded;
+use super::pair::lock;
 
 /// File systems whose files somebody else serves, who may take as long as they like: FUSE, 9P, NFS, SMB
 /// (`linux/magic.h`).
 const SERVED: [u32; 5] = [0x6573_5546, 0x0102_1997, 0x6969, 0xff53_4d42, 0xfe53_4d42];
 const HUGETLBFS: u32 = 0x9584_58f6;
+
+/// Bytes that are mapped at most, all guests together: half of an address space. Without the other half, the
+/// process ends with the next allocation.
+const MAX_MAPPED: u64 = 64 << 40;
+/// Mappings at most: about half of what Linux lets a process have (`vm.max_map_count`).
+const MAX_MAPPINGS: usize = 32_000;
 
 /// Why memory cannot be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +51,9 @@ pub enum RegionError {
     /// The file has no such bytes.
     #[error("the file has {0} bytes only")]
     Short(u64),
+    /// There is too much of others already.
+    #[error("all guests together share more memory, or more parts of it, than one process can map")]
+    Full,
     /// The system does not map it.
     #[error("it cannot be mapped: {0}")]
     System(#[from] Errno),
@@ -100,6 +110,36 @@ struct Mapping {
     len: usize,
     /// Ends before the mapping does.
     guarded: Option<Guarded>,
+    /// Ends after it.
+    #[expect(dead_code, reason = "it is only held")]
+    share: Share,
+}
+
+/// A mapping's share of what this process can map.
+#[derive(Debug)]
+struct Share {
+    len: u64,
+}
+
+/// All shares: their bytes, and how many there are.
+static SHARED_OUT: Mutex<(u64, usize)> = Mutex::new((0, 0));
+
+impl Share {
+    fn new(len: u64) -> Option<Self> {
+        let (bytes, mappings) = &mut *lock(&SHARED_OUT);
+        if len > MAX_MAPPED - *bytes || *mappings >= MAX_MAPPINGS {
+            return None;
+        }
+        (*bytes, *mappings) = (*bytes + len, *mappings + 1);
+        Some(Self { len })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let (bytes, mappings) = &mut *lock(&SHARED_OUT);
+        (*bytes, *mappings) = (*bytes - self.len, *mappings - 1);
+    }
 }
 
 impl Region {
@@ -170,13 +210,14 @@ impl Region {
 }
 
 impl Mapping {
-    fn new(file: &File, len: usize) -> Result<Self, Errno> {
+    fn new(file: &File, len: usize) -> Result<Self, RegionError> {
+        let share = Share::new(len as u64).ok_or(RegionError::Full)?;
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses a place where nothing is mapped.
         let base = unsafe { mm::mmap(ptr::null_mut(), len, access, flags, file, 0)? };
         let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
-        let mut mapping = Self { base, len, guarded: None };
+        let mut mapping = Self { base, len, guarded: None, share };
         mapping.guarded = Some(Guarded::new(base.as_ptr().expose_provenance(), len)?);
         Ok(mapping)
     }
@@ -414,6 +455,16 @@ mod tests {
         assert_eq!(words[7].load(Ordering::Relaxed).to_ne_bytes()[6..], [0xcd, 0xab]);
         let beyond = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| window.bytes::<4>(30)));
         assert!(beyond.is_err(), "a mistake of ours is no access");
+    }
+
+    #[test]
+    fn all_guests_together_map_no_more_than_a_process_can() {
+        let file = GuestMemory::new(0, MAX_MAPPED + 1);
+        assert!(matches!(Region::map(layout(0, file.len()), file.file()), Err(RegionError::Full)));
+        // What is no longer mapped does not count.
+        for _ in 0..=MAX_MAPPINGS {
+            Region::map(layout(0, 1 << 40), file.file()).unwrap();
+        }
     }
 
     #[test]
