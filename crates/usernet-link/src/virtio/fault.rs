@@ -217,6 +217,7 @@ fn mend(address: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSlice;
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
     use std::time::{Duration, Instant};
@@ -258,7 +259,7 @@ mod tests {
         assert_eq!(losses(), before);
         assert_eq!(read(lost, 0x9000), 0);
         assert_eq!(losses(), before + 1);
-        assert!(memories[lost].write(guests[lost].start() + 0xffff, &[1]));
+        assert!(memories[lost].write(guests[lost].start() + 0xffff, IoSlice::new(&[1])));
         for (n, memory) in memories.iter().enumerate() {
             assert_eq!(memory.is_lost(), n == lost, "{n}");
             assert_eq!(read(n, 0x9000), if n == lost { 0 } else { 7 });

@@ -313,10 +313,13 @@ impl Memory {
     }
 
     /// Copies `from` to a guest address; returns whether it lies in one region.
-    pub(super) fn write(&self, guest: u64, from: &[u8]) -> bool {
+    ///
+    /// The two may overlap: a guest can name the same bytes in both directions. So this takes no reference to
+    /// bytes, which would say that they do not change.
+    pub(super) fn write(&self, guest: u64, from: IoSlice<'_>) -> bool {
         let Some(to) = self.pointer(guest, from.len()) else { return false };
-        // SAFETY: as above.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
+        // SAFETY: invariant 1.
+        unsafe { ptr::copy(from.as_ptr(), to.as_ptr(), from.len()) };
         true
     }
 
@@ -418,12 +421,12 @@ mod tests {
         let mut memory = Memory::default();
         memory.add(own(&words[..4], 0x1000)).unwrap();
         memory.add(own(&words[4..], 0x1020)).unwrap();
-        assert!(memory.write(0x1000, &[1; 32]) && memory.write(0x1020, &[2; 32]));
+        assert!(memory.write(0x1000, IoSlice::new(&[1; 32])) && memory.write(0x1020, IoSlice::new(&[2; 32])));
         for (at, len) in
             [(0xfff, 2), (0xfff, 1), (0, 0x2000), (0x101f, 2), (0x1001, 32), (0x1040, 1), (u64::MAX, 2)]
         {
             assert!(!memory.holds(at, len), "{len} bytes at {at:#x}");
-            assert!(!memory.read(at, &mut vec![0; len]) && !memory.write(at, &vec![0; len]));
+            assert!(!memory.read(at, &mut vec![0; len]) && !memory.write(at, IoSlice::new(&vec![0; len])));
             assert!(memory.slice(at, len).is_none() && memory.slice_mut(at, len).is_none());
         }
         let mut bytes = [0; 2];
@@ -432,6 +435,10 @@ mod tests {
         assert_eq!(memory.slice(0x1020, 32).unwrap()[..], [2; 32]);
         memory.slice_mut(0x103f, 1).unwrap()[0] = 9;
         assert_eq!(words[7].load(Ordering::Relaxed).to_ne_bytes(), [2, 2, 2, 2, 2, 2, 2, 9]);
+        // A guest may name the same bytes in both directions.
+        assert!(memory.write(0x1000, IoSlice::new(&[1, 2, 3, 4, 5, 6, 7, 8])));
+        assert!(memory.write(0x1002, memory.slice(0x1000, 8).unwrap()));
+        assert_eq!(memory.slice(0x1000, 10).unwrap()[..], [1, 2, 1, 2, 3, 4, 5, 6, 7, 8]);
         memory.remove(layout(0x1000, 32)).unwrap();
         assert!(memory.remove(layout(0x1000, 32)).is_none());
         assert!(!memory.holds(0x1000, 1) && memory.holds(0x1020, 32));

@@ -41,14 +41,17 @@ impl<'a> Scattered<'a> {
         out.extend(self.pieces(range).filter_map(|piece| self.memory.slice_mut(piece.address, piece.len)));
     }
 
-    /// Copies `from` to the bytes from `at` on.
+    /// Copies `from`, which is ours, to the bytes from `at` on.
     pub(super) fn write(self, at: usize, from: &[u8]) {
-        let mut rest = from;
+        self.write_slice(at, IoSlice::new(from));
+    }
+
+    /// Copies `from`, which may be the same guest's, to the bytes from `at` on.
+    pub(super) fn write_slice(self, at: usize, mut from: IoSlice<'_>) {
         for Buffer { address, len, .. } in self.pieces(at..at + from.len()) {
-            let (part, others) = rest.split_at(len.min(rest.len()));
             // That a buffer lies in memory was looked at when its chain was taken.
-            let _ = self.memory.write(address, part);
-            rest = others;
+            let _ = self.memory.write(address, IoSlice::new(from.get(..len).unwrap_or_default()));
+            from.advance(len);
         }
     }
 }

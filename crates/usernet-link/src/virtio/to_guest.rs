@@ -309,7 +309,7 @@ impl Writer {
         }
         let mut at = vnet::HEADER_LEN;
         for part in frame {
-            self.taken(&state.memory).write(at, part);
+            self.taken(&state.memory).write_slice(at, *part);
             at += part.len();
         }
         self.finish(&mut state.to_guest, &state.memory, &[], len, offload);
