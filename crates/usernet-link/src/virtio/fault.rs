@@ -21,8 +21,10 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{Errno, Result};
 use rustix::mm::{self, MapFlags, ProtFlags};
+use rustix::process::{Resource, getrlimit};
 
 /// Slots that are made at once.
 const BLOCK: usize = 64;
@@ -198,12 +200,7 @@ fn mend(address: usize) -> bool {
     while let Some(Block { slots, more }) = block {
         for slot in slots {
             let Some((base, len)) = slot.around(address) else { continue };
-            let access = ProtFlags::READ | ProtFlags::WRITE;
-            let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-            let place = ptr::with_exposed_provenance_mut(base);
-            // SAFETY: a region has all of this mapping, and the guest may write anything there at any time.
-            let zeros = unsafe { mm::mmap_anonymous(place, len, access, flags) };
-            if zeros.is_err() {
+            if shared_zeros(base, len).or_else(|_| own_zeros(base, len)).is_err() {
                 return false;
             }
             slot.lost.store(true, Ordering::Release);
@@ -213,6 +210,33 @@ fn mend(address: usize) -> bool {
         block = more.get().map(|more| &**more);
     }
     false
+}
+
+const ACCESS: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+/// Puts a file without content in the place of a region. However large it is, it takes up no more memory than is
+/// written to, also where the system promises no more than it has (`vm.overcommit_memory=2`).
+fn shared_zeros(base: usize, len: usize) -> Result<()> {
+    let size = u64::try_from(len).map_err(|_| Errno::FBIG)?;
+    // Who makes a file too long gets a signal.
+    if getrlimit(Resource::Fsize).current.is_some_and(|most| most < size) {
+        return Err(Errno::FBIG);
+    }
+    let file = memfd_create(c"lost", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, size)?;
+    let place = ptr::with_exposed_provenance_mut(base);
+    // SAFETY: a region has all of this mapping, and the guest may write anything there at any time.
+    unsafe { mm::mmap(place, len, ACCESS, MapFlags::SHARED | MapFlags::FIXED, &file, 0)? };
+    Ok(())
+}
+
+/// The same with memory of the process's own, where there can be no such file: no descriptors are left, say.
+fn own_zeros(base: usize, len: usize) -> Result<()> {
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    let place = ptr::with_exposed_provenance_mut(base);
+    // SAFETY: as above.
+    unsafe { mm::mmap_anonymous(place, len, ACCESS, flags)? };
+    Ok(())
 }
 
 #[cfg(test)]
@@ -270,6 +294,23 @@ mod tests {
         assert!(!again.is_lost());
     }
 
+    #[test]
+    fn memory_that_is_lost_reads_as_zeros_either_way() {
+        let guest = GuestMemory::new(0, LEN);
+        for zeros in [shared_zeros, own_zeros] {
+            let mut memory = Memory::default();
+            memory.add(map(guest.file(), 0)).unwrap();
+            guest.write(0, &[7; 0x10000]);
+            let base = memory.slice(0, 1).unwrap().as_ptr().expose_provenance();
+            zeros(base, 0x10000).unwrap();
+            let mut bytes = [1; 0x10000];
+            assert!(memory.read(0, &mut bytes));
+            assert_eq!(bytes, [0; 0x10000]);
+            assert!(memory.write(0xffff, IoSlice::new(&[1])));
+            assert_eq!(guest.read(0xffff, 1), [7]);
+        }
+    }
+
     /// What a handler sees that was there before is not ours, and without one the process ends.
     #[test]
     fn faults_of_others_are_left_to_others() {
@@ -300,10 +341,9 @@ mod tests {
     fn a_mapping_of_somebody_elses() {
         let guest = GuestMemory::new(0, LEN);
         let _region = map(guest.file(), 0);
-        let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: the kernel chooses a place where nothing is mapped.
         let other =
-            unsafe { mm::mmap(ptr::null_mut(), 4096, access, MapFlags::SHARED, guest.file(), 0).unwrap() };
+            unsafe { mm::mmap(ptr::null_mut(), 4096, ACCESS, MapFlags::SHARED, guest.file(), 0).unwrap() };
         guest.file().set_len(0).unwrap();
         // SAFETY: it is mapped; that there is nothing behind it is the point.
         unsafe { other.cast::<u8>().read_volatile() };
