@@ -3,6 +3,8 @@
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -16,6 +18,10 @@ use crate::qemu::{Backend, Card, quoted};
 
 /// How long to wait between attempts to connect: the first time, doubled up to the longest.
 const CONNECT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A vhost-user front end that goes sooner than this has most likely been refused something, and will ask for
+/// it again: the next one waits.
+const BRIEF: Duration = Duration::from_secs(1);
 
 /// The most queues that one guest may have: as many as there may be workers.
 pub(crate) const MAX_QUEUES: u16 = 64;
@@ -105,11 +111,33 @@ pub(crate) fn invitation(endpoint: &Endpoint, speaks: Speaks, mtu: u16) -> Strin
 /// Plugs in every guest that connects.
 pub(crate) async fn welcome(mut acceptor: Acceptor, speaks: Speaks, handle: Handle) {
     let mut guests = Guests { handle, speaks, endpoint: acceptor.endpoint().clone(), count: 0 };
+    let brief = Arc::new(AtomicU32::new(0));
     loop {
         let socket = acceptor.next().await;
-        if let Err(error) = guests.plug_in(socket) {
-            warn!("cannot plug in a guest at {}: {error:#}", guests.endpoint);
+        tokio::time::sleep(pause(brief.load(Ordering::Relaxed))).await;
+        match guests.plug_in(socket) {
+            // QEMU connects again at once and for ever when it is refused what it was started for.
+            Ok(port) if matches!(speaks, Speaks::VhostUser(_)) => {
+                let (handle, brief) = (guests.handle.clone(), Arc::clone(&brief));
+                tokio::spawn(async move {
+                    match tokio::time::timeout(BRIEF, handle.detached(port)).await {
+                        Ok(_) => brief.fetch_add(1, Ordering::Relaxed),
+                        Err(_) => brief.swap(0, Ordering::Relaxed),
+                    }
+                });
+            }
+            Ok(_) => {}
+            Err(error) => warn!("cannot plug in a guest at {}: {error:#}", guests.endpoint),
         }
+    }
+}
+
+/// How long the next guest waits when so many in a row were brief.
+fn pause(brief: u32) -> Duration {
+    let (shortest, longest) = CONNECT_RETRY;
+    match brief.checked_sub(1) {
+        Some(doublings) => shortest.saturating_mul(2_u32.saturating_pow(doublings)).min(longest),
+        None => Duration::ZERO,
     }
 }
 
@@ -197,6 +225,12 @@ mod tests {
             let why = text.parse::<VhostUser>().expect_err(text);
             assert!(why.contains(words), "{text}: {why}");
         }
+    }
+
+    #[test]
+    fn front_ends_that_go_at_once_wait_longer_and_longer() {
+        let millis = |brief| pause(brief).as_millis();
+        assert_eq!([0, 1, 2, 6, 7, u32::MAX].map(millis), [0, 100, 200, 3200, 5000, 5000]);
     }
 
     #[test]
