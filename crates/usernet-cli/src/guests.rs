@@ -57,12 +57,17 @@ pub(crate) struct VhostUser {
 impl FromStr for VhostUser {
     type Err = String;
 
-    /// Reads `PATH[,queues=N][,connect]`, where as for QEMU a comma of the path's own is written twice.
+    /// Reads `[unix:]PATH[,queues=N][,connect]`, where as for QEMU a comma of the path's own is written twice.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // No path has this byte in it.
         let text = text.replace(",,", "\0");
         let mut parts = text.split(',');
         let path = parts.next().unwrap_or_default().replace('\0', ",");
+        if path.starts_with("tcp:") {
+            return Err("vhost-user shares memory, which no TCP connection can: name the path of a Unix socket".into());
+        }
+        // As --listen has it.
+        let path = path.strip_prefix("unix:").unwrap_or(&path);
         if path.is_empty() {
             return Err("a vhost-user socket is a path, such as /tmp/guest.sock".into());
         }
@@ -207,6 +212,7 @@ mod tests {
             ("a.sock,queues=4", socket("a.sock", 4, false)),
             ("a.sock,connect,queues=64", socket("a.sock", 64, true)),
             ("/run/a,,b=c.sock,connect", socket("/run/a,b=c.sock", 1, true)),
+            ("unix:/run/a.sock,connect", socket("/run/a.sock", 1, true)),
             ("a,,queues=4", socket("a,queues=4", 1, false)),
         ] {
             assert_eq!(text.parse(), Ok(expected), "{text}");
@@ -214,6 +220,8 @@ mod tests {
         for (text, words) in [
             ("", "such as /tmp/guest.sock"),
             (",queues=2", "such as /tmp/guest.sock"),
+            ("unix:", "such as /tmp/guest.sock"),
+            ("tcp:127.0.0.1:9000", "the path of a Unix socket"),
             ("a,queues=0", "a number from 1 to 64"),
             ("a,queues=65", "a number from 1 to 64"),
             ("a,queues=", "a number from 1 to 64"),
