@@ -79,6 +79,7 @@ pub(crate) struct DaemonArgs {
     /// offers so many pairs of queues, each served by a worker of its own: as many as the guest has processors
     /// is best [default: 1]. With `connect`, it is the front end that listens (`-chardev socket,server=on`),
     /// and a connection that ends, or cannot be had yet, is tried again. A comma in PATH is written twice.
+    /// QEMU 7.2 without KVM crashes unless the device has `vectors=0`.
     #[arg(long, value_name = "PATH[,queues=N][,connect]")]
     pub(crate) vhost_user: Vec<VhostUser>,
     /// Answer `usernet ctl` and HTTP on this Unix socket
@@ -179,6 +180,7 @@ pub(crate) struct RunArgs {
     /// Serve the guest's own rings, in memory that QEMU shares: the fastest way
     ///
     /// The machine's memory becomes a shared memory backend of the size that -m says [default: 128M].
+    /// QEMU 7.2 without KVM crashes unless it is given `-global virtio-net-pci.vectors=0` as well.
     #[arg(long)]
     pub(crate) vhost_user: bool,
     /// With --vhost-user, pairs of queues of the guest's device, each served by a worker

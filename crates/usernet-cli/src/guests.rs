@@ -64,7 +64,10 @@ impl FromStr for VhostUser {
         let mut parts = text.split(',');
         let path = parts.next().unwrap_or_default().replace('\0', ",");
         if path.starts_with("tcp:") {
-            return Err("vhost-user shares memory, which no TCP connection can: name the path of a Unix socket".into());
+            return Err(
+                "vhost-user shares memory, which no TCP connection can: name the path of a Unix socket"
+                    .into(),
+            );
         }
         // As --listen has it.
         let path = path.strip_prefix("unix:").unwrap_or(&path);
@@ -100,7 +103,8 @@ pub(crate) fn invitation(endpoint: &Endpoint, speaks: Speaks, mtu: u16) -> Strin
     match (endpoint, speaks) {
         (Endpoint::Unix(path), Speaks::VhostUser(queues)) => format!(
             "Guests plug in by vhost-user at {0}. For QEMU 7.2 or later, where size= is what -m says \
-             (from 9.2 on with reconnect-ms=1000 for reconnect=1):\n  {1}\nFor User Mode Linux:\n  \
+             (from 9.2 on with reconnect-ms=1000 for reconnect=1; 7.2 without KVM wants vectors=0 for the \
+             device):\n  {1}\nFor User Mode Linux:\n  \
              {2}\n",
             path.display(),
             card(Backend::vhost_user(path, "1G", queues)),

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, anyhow};
 use rustix::io::{FdFlags, fcntl_setfd};
+use tracing::warn;
 use usernet::Network;
 use usernet::link::stream::StreamLink;
 
@@ -20,6 +21,9 @@ use crate::handover::random_mac;
 use crate::listen::Listener;
 use crate::qemu::{Backend, Card};
 use crate::supervise::supervise;
+
+/// The status of a command that SIGSEGV has ended, as shells have it.
+const SEGMENTATION_FAULT: u8 = 128 + 11;
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let (program, rest) =
@@ -54,6 +58,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     drop(qemus);
     let code = supervise(child)?;
     network.shutdown();
+    if args.vhost_user && code == ExitCode::from(SEGMENTATION_FAULT) {
+        warn!(
+            "QEMU crashed. Without KVM, QEMU 7.2 does so with vhost-user: add `-global virtio-net-pci.vectors=0`"
+        );
+    }
     Ok(code)
 }
 
