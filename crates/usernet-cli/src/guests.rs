@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -102,18 +103,32 @@ pub(crate) fn invitation(endpoint: &Endpoint, speaks: Speaks, mtu: u16) -> Strin
     let card = |backend| Card { id: "net0", backend, driver: "virtio-net-pci", mac: None, mtu }.for_shell();
     match (endpoint, speaks) {
         (Endpoint::Unix(path), Speaks::VhostUser(queues)) => format!(
-            "Guests plug in by vhost-user at {0}. For QEMU 7.2 or later, where size= is what -m says \
+            "Guests plug in by vhost-user at {}. For QEMU 7.2 or later, where size= is what -m says \
              (from 9.2 on with reconnect-ms=1000 for reconnect=1; 7.2 without KVM wants vectors=0 for the \
-             device):\n  {1}\nFor User Mode Linux:\n  \
-             {2}\n",
+             device):\n  {}\n{}",
             path.display(),
             card(Backend::vhost_user(path, "1G", queues)),
-            quoted(&format!("virtio_uml.device={}:1", path.display())),
+            user_mode_linux(path)
+                .map(|option| format!("For User Mode Linux:\n  {option}\n"))
+                .unwrap_or_default(),
         ),
         _ => format!(
             "Guests plug in at {endpoint}. For QEMU 7.2 or later:\n  {}\n",
             card(Backend::stream(endpoint))
         ),
+    }
+}
+
+/// The option of User Mode Linux for the socket at `path`, as a shell wants it. Its kernel ends the path at a
+/// colon, and an option at a space unless it is in quotes.
+fn user_mode_linux(path: &Path) -> Option<String> {
+    let path = path.display().to_string();
+    if path.contains([':', '"']) {
+        None
+    } else if path.contains(char::is_whitespace) {
+        Some(quoted(&format!("virtio_uml.device=\"{path}:1\"")))
+    } else {
+        Some(quoted(&format!("virtio_uml.device={path}:1")))
     }
 }
 
@@ -250,7 +265,9 @@ mod tests {
         let endpoint = Endpoint::Unix("/run/my guest".into());
         let told = invitation(&endpoint, Speaks::VhostUser(NonZeroU16::MIN), 1500);
         assert!(told.contains("\n  -object memory-backend-memfd,"), "{told}");
-        assert!(told.contains("\n  'virtio_uml.device=/run/my guest:1'\n"), "{told}");
+        assert!(told.contains("\n  'virtio_uml.device=\"/run/my guest:1\"'\n"), "{told}");
+        assert_eq!(user_mode_linux("/run/a".as_ref()).unwrap(), "virtio_uml.device=/run/a:1");
+        assert_eq!(user_mode_linux("/run/a:b".as_ref()), None);
         let told = invitation(&endpoint, Speaks::Frames, 1500);
         assert!(told.contains("\n  -netdev 'stream,id=net0,"), "{told}");
     }
