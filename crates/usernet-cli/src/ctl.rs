@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use usernet::{DropInfo, FlowInfo, ForwardInfo, LeaseInfo, PortInfo};
+use usernet::{DropInfo, FlowInfo, ForwardInfo, LeaseInfo, PortInfo, QueueInfo};
 
 use crate::args::{CtlArgs, CtlRequest};
 use crate::control::{NewForward, Refusal};
@@ -140,7 +140,7 @@ fn table(request: &CtlRequest, answer: &[u8]) -> Result<String> {
                     port.port.to_string(),
                     port.kind,
                     port.name,
-                    port.queues.len().to_string(),
+                    queues(&port.queues),
                     port.traffic.rx_frames.to_string(),
                     port.traffic.rx_bytes.to_string(),
                     port.traffic.tx_frames.to_string(),
@@ -154,6 +154,12 @@ fn table(request: &CtlRequest, answer: &[u8]) -> Result<String> {
         CtlRequest::AddForward { .. } => forwards(vec![parse(answer)?]),
         CtlRequest::RemoveForward { .. } => String::new(),
     })
+}
+
+/// How many queues there are, and before that how many the guest uses if it leaves some out.
+fn queues(queues: &[QueueInfo]) -> String {
+    let (used, all) = (queues.iter().filter(|queue| queue.in_use).count(), queues.len());
+    if used == all { all.to_string() } else { format!("{used}/{all}") }
 }
 
 fn forwards(forwards: Vec<ForwardInfo>) -> String {
@@ -177,7 +183,7 @@ fn columns<const N: usize>(header: &[&str; N], rows: impl Iterator<Item = [Strin
     table.load_preset(presets::NOTHING).set_header(header);
     for row in rows {
         table.add_row(row.into_iter().map(|text| {
-            let number = text.bytes().all(|byte| byte.is_ascii_digit());
+            let number = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'/');
             Cell::new(text).set_alignment(if number { CellAlignment::Right } else { CellAlignment::Left })
         }));
     }
@@ -224,14 +230,14 @@ mod tests {
         let answer = br#"[{"port":1,"name":"vm","kind":"vhost-user","addresses":["10.0.2.15","fd00::15"],
             "rx_frames":3,"rx_bytes":300,"tx_frames":4,"tx_bytes":400,"drops":0,
             "queues":[
-                {"queue":0,"worker":1,"rx_frames":3,"rx_bytes":300,"tx_frames":0,"tx_bytes":0},
-                {"queue":1,"worker":0,"rx_frames":0,"rx_bytes":0,"tx_frames":4,"tx_bytes":400}
+                {"queue":0,"worker":1,"in_use":true,"rx_frames":3,"rx_bytes":300,"tx_frames":0,"tx_bytes":0},
+                {"queue":1,"worker":0,"in_use":false,"rx_frames":0,"rx_bytes":0,"tx_frames":4,"tx_bytes":400}
             ],
             "trouble":"a chain of descriptors has no end"}]"#;
         let shown = table(&CtlRequest::Ports, answer).unwrap();
         let expected = [
             "PORT  LINK        NAME  QUEUES  FRAMES OUT  BYTES OUT  FRAMES IN  BYTES IN  DROPS  ADDRESSES           TROUBLE",
-            "   1  vhost-user  vm         2           3        300          4       400      0  10.0.2.15 fd00::15  a chain of descriptors has no end",
+            "   1  vhost-user  vm       1/2           3        300          4       400      0  10.0.2.15 fd00::15  a chain of descriptors has no end",
         ];
         assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
     }

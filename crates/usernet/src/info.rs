@@ -45,6 +45,8 @@ pub struct QueueInfo {
     pub queue: usize,
     /// The number of the worker that serves it, from 0 on.
     pub worker: usize,
+    /// Whether the guest uses it: one may be offered more pairs than its driver takes.
+    pub in_use: bool,
     /// What has passed by it.
     #[serde(flatten)]
     pub traffic: Traffic,

@@ -17,7 +17,12 @@ impl Worker {
             let entry = self.ports.get(&port)?;
             let worker = usize::from(self.parts.id.0);
             let queue = self.parts.roster.of(port).into_iter().position(|other| other == worker);
-            let queue = queue.map(|queue| QueueInfo { queue, worker, traffic: entry.traffic });
+            let queue = queue.map(|queue| QueueInfo {
+                queue,
+                worker,
+                in_use: entry.is_in_use(),
+                traffic: entry.traffic,
+            });
             Some(PortInfo {
                 port: port.0,
                 name: entry.name.clone(),

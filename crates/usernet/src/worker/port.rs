@@ -498,6 +498,11 @@ impl Port {
         self.rx.as_ref().map_or(0, |rx| rx.link.dropped()) + self.tx.dropped()
     }
 
+    /// Whether the guest uses this queue.
+    pub(super) fn is_in_use(&self) -> bool {
+        !self.tx.is_idle()
+    }
+
     /// Why nothing moves, if so.
     pub(super) fn trouble(&self) -> Option<String> {
         self.rx.as_ref().and_then(|rx| rx.link.trouble())
