@@ -36,7 +36,8 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     // Dropped in reverse: the files before the folder that they are in.
     let (mut listen, connect) = (args.listeners(), args.listening());
     let nowhere = listen.is_empty() && connect.is_empty();
-    let _folder = (nowhere || args.control.is_none()).then(|| Folder::make(default_folder())).transpose()?;
+    let folder = || Folder::make(default_folder(), "--listen and --control name other places");
+    let _folder = (nowhere || args.control.is_none()).then(folder).transpose()?;
     if nowhere {
         listen.push((Endpoint::Unix(default_folder().join("guest.sock")), Speaks::Frames));
     }

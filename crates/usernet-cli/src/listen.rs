@@ -63,10 +63,11 @@ impl Listener {
     /// # Errors
     /// There is no place to bind it in.
     pub(crate) fn unnamed() -> Result<(Self, OwnedFd)> {
+        const VARIABLES: &str = "$XDG_RUNTIME_DIR or $TMPDIR";
         let folder = default_folder();
-        let _folder = Folder::make(folder.clone())?;
+        let _folder = Folder::make(folder.clone(), &format!("{VARIABLES} names another"))?;
         let path = folder.join(format!("run-{}.sock", std::process::id()));
-        let (listener, _file) = Self::bind(&Endpoint::Unix(path.clone()), "$XDG_RUNTIME_DIR")?;
+        let (listener, _file) = Self::bind(&Endpoint::Unix(path.clone()), VARIABLES)?;
         let descriptor = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         Ok((listener, descriptor))
     }

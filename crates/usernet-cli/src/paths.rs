@@ -28,22 +28,20 @@ impl Folder {
     /// Makes the folder, or finds it. It is private: nobody else may enter it.
     ///
     /// # Errors
-    /// It cannot be made, or the one that is there belongs to or is open to somebody else.
-    pub(crate) fn make(path: PathBuf) -> Result<Self> {
+    /// It cannot be made, or the one that is there belongs to or is open to somebody else. The message ends with
+    /// what names `another`.
+    pub(crate) fn make(path: PathBuf, another: &str) -> Result<Self> {
         if let Err(error) = DirBuilder::new().mode(0o700).create(&path)
             && error.kind() != std::io::ErrorKind::AlreadyExists
         {
-            return Err(error).with_context(|| {
-                format!("cannot make {} (--listen and --control name other places)", path.display())
-            });
+            return Err(error).with_context(|| format!("cannot make {} ({another})", path.display()));
         }
         // Not followed: the temporary directory is everybody's, and so might a link in it be.
         let found =
             fs::symlink_metadata(&path).with_context(|| format!("cannot look at {}", path.display()))?;
         if !found.is_dir() || found.uid() != uid() || found.mode() & 0o077 != 0 {
             bail!(
-                "{0} is not a private folder of yours: remove it, or run `chmod 0700 {0}`, or name other \
-                 places with --listen and --control",
+                "{0} is not a private folder of yours: remove it, or run `chmod 0700 {0}` ({another})",
                 path.display()
             );
         }
@@ -103,11 +101,11 @@ mod tests {
     fn the_folder_is_private_and_goes_when_empty() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("usernet");
-        let folder = Folder::make(path.clone()).unwrap();
+        let folder = Folder::make(path.clone(), "").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
         let file = path.join("control.sock");
         fs::write(&file, "").unwrap();
-        drop(Folder::make(path.clone()).unwrap());
+        drop(Folder::make(path.clone(), "").unwrap());
         assert!(file.exists());
         fs::remove_file(&file).unwrap();
         drop(folder);
@@ -118,11 +116,11 @@ mod tests {
     fn a_folder_open_to_others_is_refused() {
         let temp = tempfile::tempdir().unwrap();
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let why = Folder::make(temp.path().into()).err().unwrap().to_string();
-        assert!(why.contains("chmod 0700"), "{why}");
+        let why = Folder::make(temp.path().into(), "--listen names another").err().unwrap().to_string();
+        assert!(why.contains("chmod 0700") && why.ends_with("(--listen names another)"), "{why}");
         let link = temp.path().join("link");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
-        assert!(Folder::make(link).is_err());
+        assert!(Folder::make(link, "").is_err());
     }
 
     #[test]
