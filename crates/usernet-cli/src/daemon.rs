@@ -59,7 +59,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     let handle = network.handle();
     let _runtime = handle.runtime().enter();
     for (listener, speaks) in sockets {
-        tokio::spawn(welcome(listener.accept()?, speaks, handle.clone()));
+        tokio::spawn(welcome(listener.accept()?, speaks, None, handle.clone()));
     }
     for (endpoint, speaks) in connect {
         tokio::spawn(keep_connected(endpoint, speaks, handle.clone()));

@@ -132,9 +132,9 @@ fn user_mode_linux(path: &Path) -> Option<String> {
     }
 }
 
-/// Plugs in every guest that connects.
-pub(crate) async fn welcome(mut acceptor: Acceptor, speaks: Speaks, handle: Handle) {
-    let mut guests = Guests { handle, speaks, endpoint: acceptor.endpoint().clone(), count: 0 };
+/// Plugs in every guest that connects, under this name or numbers.
+pub(crate) async fn welcome(mut acceptor: Acceptor, speaks: Speaks, name: Option<String>, handle: Handle) {
+    let mut guests = Guests { handle, speaks, endpoint: acceptor.endpoint().clone(), name, count: 0 };
     let brief = Arc::new(AtomicU32::new(0));
     loop {
         let socket = acceptor.next().await;
@@ -170,7 +170,7 @@ pub(crate) async fn keep_connected(endpoint: Endpoint, speaks: Speaks, handle: H
     let (shortest, longest) = CONNECT_RETRY;
     let mut delay = shortest;
     let mut complained = false;
-    let mut guests = Guests { handle, speaks, endpoint, count: 0 };
+    let mut guests = Guests { handle, speaks, endpoint, name: None, count: 0 };
     loop {
         let started = Instant::now();
         let port = match guests.endpoint.connect().await {
@@ -201,13 +201,15 @@ struct Guests {
     handle: Handle,
     speaks: Speaks,
     endpoint: Endpoint,
+    /// What each is called, unless it is by where it came and its number.
+    name: Option<String>,
     count: u64,
 }
 
 impl Guests {
     fn plug_in(&mut self, socket: OwnedFd) -> Result<u32> {
         self.count += 1;
-        let name = format!("{}#{}", self.endpoint, self.count);
+        let name = self.name.clone().unwrap_or_else(|| format!("{}#{}", self.endpoint, self.count));
         Ok(match self.speaks {
             Speaks::Frames => self.handle.attach(StreamLink::new(socket)?, &name)?,
             Speaks::VhostUser(queues) => self.handle.attach_vhost_user(socket.into(), queues, &name)?,

@@ -34,17 +34,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
 
     let network = Network::start(config)?;
     let handle = network.handle();
+    let name = program.to_string_lossy().into_owned();
     // What QEMU inherits is its alone, so that the link ends with it.
     let (backend, qemus) = if let Some(memory) = memory {
         let (listener, door) = Listener::unnamed()?;
         let _runtime = handle.runtime().enter();
-        tokio::spawn(welcome(listener.accept()?, Speaks::VhostUser(args.queues), handle.clone()));
+        let speaks = Speaks::VhostUser(args.queues);
+        tokio::spawn(welcome(listener.accept()?, speaks, Some(name), handle.clone()));
         // A connected socket would be simpler, but QEMU takes it for one that passes no descriptors.
         let socket = format!("path=/proc/self/fd/{}", door.as_raw_fd());
         (Backend::VhostUser { socket, memory, queues: args.queues }, door)
     } else {
         let (ours, qemus) = UnixStream::pair()?;
-        handle.attach(StreamLink::new(ours.into())?, &program.to_string_lossy())?;
+        handle.attach(StreamLink::new(ours.into())?, &name)?;
         (Backend::Stream(format!("addr.type=fd,addr.str={}", qemus.as_raw_fd())), qemus.into())
     };
     let card = Card { id: "usernet0", backend, driver: driver(program, rest), mac, mtu };
