@@ -61,9 +61,9 @@ pub(crate) enum Command {
 pub(crate) struct DaemonArgs {
     /// Listen for guests on a stream socket; repeatable
     ///
-    /// unix:PATH or tcp:ADDRESS:PORT. Without this and --connect, it is a Unix socket in a folder of
-    /// yours: $XDG_RUNTIME_DIR/usernet, or usernet-UID under the temporary directory. A guest speaks
-    /// QEMU's framing: four bytes of length before each Ethernet frame.
+    /// unix:PATH or tcp:ADDRESS:PORT. Without this, --connect and --vhost-user, it is a Unix socket in a
+    /// folder of yours: $XDG_RUNTIME_DIR/usernet, or usernet-UID under the temporary directory. A guest
+    /// speaks QEMU's framing: four bytes of length before each Ethernet frame.
     #[arg(long, value_name = "unix:PATH|tcp:ADDR:PORT")]
     pub(crate) listen: Vec<Endpoint>,
     /// Connect to a guest that listens; repeatable
@@ -75,10 +75,11 @@ pub(crate) struct DaemonArgs {
     /// Listen for vhost-user front ends on a Unix socket; repeatable
     ///
     /// The fastest way for a machine: its own rings are served, in memory that it shares. QEMU with a shared
-    /// memory backend and `-netdev vhost-user`, or User Mode Linux; what to give them is printed. `queues`
-    /// offers so many pairs of queues, each served by a worker of its own: as many as the guest has processors
-    /// is best [default: 1]. With `connect`, it is the front end that listens (`-chardev socket,server=on`),
-    /// and a connection that ends, or cannot be had yet, is tried again. A comma in PATH is written twice.
+    /// memory backend and `-netdev vhost-user`, or User Mode Linux; what to give them is printed, but for
+    /// `connect`. `queues` offers so many pairs of queues, 64 at most, each served by a worker of its own: as
+    /// many as the guest has processors is best [default: 1]. With `connect`, it is the front end that listens
+    /// (`-chardev socket,server=on`), and a connection that ends, or cannot be had yet, is tried again. A comma
+    /// in PATH is written twice. With the usual umask only the socket's owner may connect to it.
     /// QEMU 7.2 without KVM crashes unless the device has `vectors=0`.
     #[arg(long, value_name = "PATH[,queues=N][,connect]")]
     pub(crate) vhost_user: Vec<VhostUser>,
@@ -169,7 +170,8 @@ Examples:
 /// Start QEMU with a network
 ///
 /// Runs the QEMU command with a netdev and a virtio-net device added, on a network in this process.
-/// Needs QEMU 7.2 or later.
+/// Needs QEMU 7.2 or later, which has to be started directly: behind a program that closes descriptors,
+/// such as sudo, it cannot connect.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
@@ -179,11 +181,12 @@ pub(crate) struct RunArgs {
     pub(crate) verbosity: Verbosity,
     /// Serve the guest's own rings, in memory that QEMU shares: the fastest way
     ///
-    /// The machine's memory becomes a shared memory backend of the size that -m says [default: 128M].
+    /// The machine's memory becomes a shared memory backend of the size that -m says: 128M without
+    /// it, as on a PC.
     /// QEMU 7.2 without KVM crashes unless it is given `-global virtio-net-pci.vectors=0` as well.
     #[arg(long)]
     pub(crate) vhost_user: bool,
-    /// With --vhost-user, pairs of queues of the guest's device, each served by a worker
+    /// With --vhost-user, pairs of queues of the guest's device, each served by a worker, 64 at most
     ///
     /// As many as the guest has processors is best.
     #[arg(long, value_name = "N", default_value = "1", requires = "vhost_user")]
@@ -322,9 +325,9 @@ pub(crate) struct NetworkArgs {
     pub(crate) pcap: Option<PathBuf>,
     /// Threads that move frames, 64 at most [default: one a processor, 8 at most]
     ///
-    /// A guest is served by one of them, or by one for each of its queues (exec --queues, --vhost-user
-    /// PATH,queues=N); there are no fewer by default. For exec and run, whose network has one guest, the default
-    /// is as many as it has queues.
+    /// A guest is served by one of them, or by one for each of its queues (exec --queues, run --queues,
+    /// --vhost-user PATH,queues=N); there are no fewer by default. For exec and run, whose network has one guest,
+    /// the default is as many as it has queues.
     #[arg(long, value_name = "N")]
     #[arg(value_parser = number::<NonZeroU16>(1..=64), allow_negative_numbers = true)]
     pub(crate) workers: Option<NonZeroU16>,
