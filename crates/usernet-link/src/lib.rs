@@ -158,8 +158,8 @@ pub trait LinkTx: Send {
     /// The link has ended.
     fn commit(&mut self, header: &[u8], len: usize, offload: Offload) -> Result<(), LinkError>;
 
-    /// Hands what was taken to the system. `false`: it does not take all of it now, wait until the
-    /// fd is writable and flush again.
+    /// Hands what was taken to the system, or the guest. `false`: it does not take all of it now, or there is
+    /// still no room for what was wanted: wait for the fd ([`LinkTx::room_told_by`]) and flush again.
     ///
     /// # Errors
     /// The link has ended.

@@ -26,6 +26,7 @@ pub use session::{Session, SessionError};
 /// # Errors
 /// No descriptors are left.
 pub fn device(stream: UnixStream, pairs: NonZeroU16, mtu: u16) -> io::Result<(Vec<Link>, Session)> {
-    let (device, links) = Device::new(pairs)?;
+    let (device, mut links) = Device::new(pairs)?;
+    links.iter_mut().for_each(|link| link.kind = "vhost-user");
     Ok((links, Session::new(stream, device, mtu)?))
 }

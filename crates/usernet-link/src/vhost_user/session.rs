@@ -188,6 +188,10 @@ impl Session {
             );
         }
         self.device.let_go();
+        let outcome = match outcome {
+            Err(SessionError::Io(error)) if is_hang_up(&error) => Ok(()),
+            outcome => outcome,
+        };
         self.device.end(outcome.as_ref().err().map(ToString::to_string).as_deref());
         outcome
     }
@@ -297,7 +301,8 @@ impl Session {
             }
             request::GET_CONFIG => return self.config_space(message),
             request::SET_STATUS => {
-                self.status = message.u64(0)?;
+                // Whether it is needed to reset the device, we know.
+                self.status = message.u64(0)? & !NEEDS_RESET;
                 if self.status == 0 {
                     self.reset()?;
                 }
@@ -359,6 +364,7 @@ impl Session {
         }
         self.apply()?;
         self.queues.iter_mut().for_each(|queue| queue.base = 0);
+        self.status = 0;
         Ok(())
     }
 
@@ -456,6 +462,9 @@ impl Session {
                     .into(),
             );
         }
+        if !self.has(feature::VERSION_1) {
+            return Err("the guest's driver knows no virtio 1.0 (VERSION_1)".into());
+        }
         self.started = true;
         tracing::debug!(index, ?layout, base, "a queue starts");
         if control {
@@ -549,6 +558,11 @@ fn check_bell(file: &OwnedFd) -> Result<(), String> {
         },
         kind => Err(refused(format!("{kind:?}"))),
     }
+}
+
+/// Whether a front end has just gone, with something that it had not read.
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 /// Whether a descriptor is the other end of a connection of ours. As long as we had that, the connection would

@@ -40,8 +40,8 @@ pub enum DeviceError {
 /// queue 1 its transmit queue, and so on (virtio 1.2 §5.1.2); a control queue is the business of whoever has
 /// the device.
 ///
-/// A call that changes a queue waits for a turn of the worker that has the pair's link. When the device is
-/// dropped, its links end.
+/// A call that changes a queue waits for a turn of the worker that has the pair's link, so the links are
+/// attached first. When the device is dropped, they end.
 #[derive(Debug)]
 pub struct Device {
     pairs: Vec<Arc<Pair>>,
@@ -73,7 +73,8 @@ impl Device {
         self.ended.as_fd()
     }
 
-    /// Why nothing moves, when the guest has made a mistake. A queue that is started ends that.
+    /// Why nothing moves, when the guest has made a mistake: until all queues that moved are started anew, or
+    /// stopped.
     pub fn trouble(&self) -> Option<String> {
         self.health.why()
     }
@@ -84,7 +85,7 @@ impl Device {
         self.health.break_down(error);
     }
 
-    /// Takes note of the features that were agreed on ([`feature`]). Of the rings' own, the caller minds in
+    /// Takes note of the features that were agreed on ([`feature`]), [`feature::VERSION_1`] always among them. Of the rings' own, the caller minds in
     /// [`RingLayout`].
     ///
     /// # Errors
@@ -114,7 +115,11 @@ impl Device {
             let memory = Arc::clone(&memory);
             Ok(wait(pair, move |state| state.remap(memory))??)
         });
-        moved.fold(Ok(()), Result::and)
+        let moved: Result<(), DeviceError> = moved.fold(Ok(()), Result::and);
+        if let Err(DeviceError::Ring(error)) = &moved {
+            self.health.break_down(error);
+        }
+        moved
     }
 
     /// Starts a queue, which goes on with the chain of index `base`. The guest notifies us by `kick`, a
@@ -126,8 +131,9 @@ impl Device {
         let health = Arc::clone(&self.health);
         wait(self.pair(index)?, move |state| {
             let ring = Ring::new(ring, &state.memory, base)?;
-            health.mend();
-            state.queue(index).start(ring, kick).map_err(DeviceError::Kick)
+            let queue = state.queue(index);
+            health.mend(queue);
+            queue.start(ring, kick).map_err(DeviceError::Kick)
         })?
     }
 
@@ -137,7 +143,12 @@ impl Device {
     /// # Errors
     /// There is no such queue.
     pub fn stop(&self, index: usize) -> Result<u16, DeviceError> {
-        wait(self.pair(index)?, move |state| state.queue(index).rest())
+        let health = Arc::clone(&self.health);
+        wait(self.pair(index)?, move |state| {
+            let queue = state.queue(index);
+            health.mend(queue);
+            queue.rest()
+        })
     }
 
     /// Gives a queue what interrupts the guest: a non-blocking eventfd.

@@ -1,14 +1,16 @@
-//! A guest's memory, as it is shared with us: the file of this crate with `unsafe` in it.
+//! A guest's memory, as it is shared with us. All access to it is `unsafe` in here and nowhere else;
+//! `fault.rs` beside it minds the signal of memory that was cut short.
 //!
 //! # Invariants
 //!
-//! 1. Every pointer that is used lies in a mapping that a [`Region`] owns, with all the bytes that are
-//!    touched: [`Region::pointer`] is the only place that makes one, and it checks both ends.
+//! 1. Every pointer that is used lies in a region, with all the bytes that are touched: [`Region::pointer`]
+//!    makes it, and checks both ends; [`Window::at`] goes on from such a one, and checks them again.
 //! 2. A mapping lives as long as anything that points into it: a [`Window`] holds the [`Region`], and a
 //!    slice borrows the [`Memory`] or the window that it came from.
 //! 3. The guest writes to its memory whenever it likes. So no reference to a value in it is made, but for
-//!    the slices of bytes that system calls and copies get; every field is read once, by a volatile or
-//!    atomic access of its natural alignment, and what was read is checked, not what lies there.
+//!    the slices of bytes that system calls and copies get; every field of a ring is read once, by a volatile
+//!    access, or an atomic one where it orders others. What else is looked at is copied first. It is what was
+//!    read that is checked, not what lies there.
 //! 4. A mapping is shared and writable. What it maps may have been cut short: a system call that meets the
 //!    hole fails with `EFAULT`, an access of ours is mended by the handler in `fault.rs`.
 

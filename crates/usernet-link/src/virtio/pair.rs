@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -37,6 +37,8 @@ pub(super) struct Queue {
     err: Option<OwnedFd>,
     /// Where the guest notifies us.
     kick: Option<OwnedFd>,
+    /// It rests since the device broke down.
+    broken: bool,
     /// Descriptors that are of no use any more, for whoever has the device to close: with what a front end
     /// hands over, that may take a while.
     discarded: Vec<OwnedFd>,
@@ -52,7 +54,8 @@ impl Queue {
         let turned = Bell::new()?;
         epoll::add(&poll, &turned, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
         let discarded = Vec::new();
-        Ok(Self { ring: None, base: 0, call: None, err: None, kick: None, discarded, turned, poll })
+        let broken = false;
+        Ok(Self { ring: None, base: 0, call: None, err: None, kick: None, broken, discarded, turned, poll })
     }
 
     /// Has the ring move.
@@ -142,6 +145,8 @@ pub(super) struct State {
     pub(super) mergeable: bool,
     /// There is no device any more, and why.
     pub(super) ended: Option<LinkError>,
+    /// How often the device had broken down when that was last looked at.
+    breakdowns: usize,
     /// Lost regions of anybody's, when it was last looked whether one of them is in this memory.
     losses: usize,
 }
@@ -170,6 +175,20 @@ impl State {
     fn rest(&mut self) {
         self.to_guest.rest();
         self.from_guest.rest();
+    }
+
+    /// Rests, if the device has broken down since the last time.
+    fn heed(&mut self, health: &Health) {
+        let breakdowns = health.breakdowns.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.breakdowns, breakdowns) == breakdowns {
+            return;
+        }
+        for queue in [&mut self.to_guest, &mut self.from_guest] {
+            if queue.ring.is_some() && !std::mem::replace(&mut queue.broken, true) {
+                health.resting.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+        self.rest();
     }
 
     /// Gives up all that was handed over.
@@ -203,37 +222,39 @@ impl State {
 /// Whether a device works, as all of its pairs see it.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    broken: AtomicBool,
+    /// How often it has broken down.
+    breakdowns: AtomicUsize,
+    /// Queues that rest for that, until they are started anew or stopped.
+    resting: AtomicUsize,
     /// It was logged once.
     told: AtomicBool,
-    why: Mutex<Option<String>>,
+    /// What was wrong the last time.
+    why: Mutex<String>,
     bells: Mutex<Vec<Arc<Bell>>>,
 }
 
 impl Health {
-    fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
-    }
-
     /// Why nothing moves, if so.
     pub(super) fn why(&self) -> Option<String> {
-        lock(&self.why).clone()
+        (self.resting.load(Ordering::Acquire) > 0).then(|| lock(&self.why).clone())
     }
 
+    /// Has all queues of the device rest, whose guest has made a mistake, until they are started anew.
     pub(super) fn break_down(&self, error: &RingError) {
         // A guest that goes on like that does not fill the log.
         if !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, "a guest's ring makes no sense: its device rests until it is set up anew");
         }
-        lock(&self.why).get_or_insert_with(|| error.to_string());
-        self.broken.store(true, Ordering::Release);
+        *lock(&self.why) = error.to_string();
+        self.breakdowns.fetch_add(1, Ordering::AcqRel);
         lock(&self.bells).iter().for_each(|bell| bell.ring());
     }
 
-    /// The guest sets the device up anew.
-    pub(super) fn mend(&self) {
-        *lock(&self.why) = None;
-        self.broken.store(false, Ordering::Release);
+    /// A queue that rested is started anew, or stopped.
+    pub(super) fn mend(&self, queue: &mut Queue) {
+        if std::mem::take(&mut queue.broken) {
+            self.resting.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -290,12 +311,13 @@ impl Pair {
             takes: Capabilities::default(),
             mergeable: false,
             ended: None,
+            breakdowns: 0,
             losses: 0,
         };
         let (state, changes) = (Mutex::new(state), Mutex::default());
         let pair = Arc::new(Self { state, health, is_first, changes, bell, ended });
         let link = Link {
-            kind: "vhost-user",
+            kind: "virtio",
             rx: Box::new(QueueRx::new(Arc::clone(&pair), rx_poll)),
             tx: Box::new(QueueTx::new(Arc::clone(&pair), tx_poll)),
         };
@@ -316,11 +338,10 @@ impl Pair {
         if !self.bell.hear() {
             return;
         }
+        // What is started now is started after that.
+        state.heed(&self.health);
         let waiting = std::mem::take(&mut lock(&self.changes).waiting);
         waiting.into_iter().for_each(|change| change(state));
-        if self.health.is_broken() {
-            state.rest();
-        }
     }
 
     /// What came of using one of the queues. A guest that has made a mistake has all queues of its device
@@ -336,7 +357,7 @@ impl Pair {
             if let Some(err) = &state.queue(queue).err {
                 ring_bell(err);
             }
-            state.rest();
+            state.heed(&self.health);
             T::default()
         })
     }

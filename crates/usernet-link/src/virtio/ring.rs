@@ -52,7 +52,7 @@ pub struct RingLayout {
     pub indirect: bool,
 }
 
-/// What is wrong with a ring. The device is reset for it.
+/// What is wrong with a ring. Its device rests for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
     /// The size is no power of two, 0 or too large.

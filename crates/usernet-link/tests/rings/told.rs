@@ -78,7 +78,6 @@ proptest! {
         guest.renew(TRANSMIT, base).unwrap();
         let at = guest.heap();
         let (mut device_sleeps, mut driver_sleeps) = (false, false);
-        let mut given = 0_u16;
         for (step, count) in steps {
             match step {
                 // The driver sends, as far as it has room.
@@ -102,7 +101,7 @@ proptest! {
                     if driver_sleeps && !guest.interrupted(TRANSMIT) {
                         continue;
                     }
-                    given += guest.queues[TRANSMIT].driver.take_back().len() as u16;
+                    guest.queues[TRANSMIT].driver.take_back();
                     let driver = &mut guest.queues[TRANSMIT].driver;
                     driver.want_interrupt(driver.seen.wrapping_add(count - 1));
                     driver_sleeps = event_idx;
@@ -111,7 +110,7 @@ proptest! {
                     // It polls, and wants no interrupts.
                     if !event_idx {
                         guest.queues[TRANSMIT].driver.no_interrupt(true);
-                        given += guest.queues[TRANSMIT].driver.take_back().len() as u16;
+                        guest.queues[TRANSMIT].driver.take_back();
                         guest.queues[TRANSMIT].driver.no_interrupt(false);
                     }
                 }
@@ -128,7 +127,6 @@ proptest! {
                 driver_sleeps = false;
             }
         }
-        prop_assert!(given <= 240);
     }
 }
 

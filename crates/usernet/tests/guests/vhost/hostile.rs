@@ -5,12 +5,13 @@ use std::net::SocketAddrV4;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use usernet::Network;
-use usernet_testkit::driver::GuestMemory;
+use usernet_testkit::driver::{Descriptor, GuestMemory};
 use usernet_testkit::{App, Close, digest_of};
 
 use super::guest::RINGS;
@@ -41,19 +42,16 @@ impl Bystander {
                 counter.fetch_add(1, Ordering::Relaxed);
             }
         };
-        Self { transfers, stop, thread: std::thread::spawn(transfer) }
+        Self { transfers, stop, thread: thread::spawn(transfer) }
     }
 
     /// Waits until another whole transfer was made.
     fn goes_on(&self) {
         let before = self.transfers.load(Ordering::Relaxed);
-        let deadline = std::time::Instant::now() + SOON;
+        let deadline = Instant::now() + SOON;
         while self.transfers.load(Ordering::Relaxed) < before + 2 {
-            assert!(
-                !self.thread.is_finished() && std::time::Instant::now() < deadline,
-                "the bystander is hurt"
-            );
-            std::thread::yield_now();
+            assert!(!self.thread.is_finished() && Instant::now() < deadline, "the bystander is hurt");
+            thread::yield_now();
         }
     }
 
@@ -318,9 +316,20 @@ fn a_pipe_of_interrupts_that_nobody_reads() {
     let (reader, writer): (OwnedFd, OwnedFd) = rustix::pipe::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
     while rustix::io::write(&writer, &[0; 4096]).is_ok() {}
-    raw.set_up(&memory);
+    let kicks = raw.set_up(&memory);
     raw.say(raw::SET_VRING_CALL, &words64(&[0]), &[writer.as_fd()]);
     raw.say(raw::SET_VRING_CALL, &words64(&[1]), &[writer.as_fd()]);
+    // A frame, of which the guest is to be interrupted when it was taken.
+    let ring = memory.start() + 1024;
+    let frame = Descriptor { address: memory.start() + 8192, len: 72, flags: 0, next: 0 };
+    memory.write(ring, &frame.bytes());
+    memory.put_u16(ring + 256 + 2, 1);
+    rustix::io::write(&kicks[1], &1_u64.to_ne_bytes()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while memory.u16(ring + 512 + 2) != 1 {
+        assert!(Instant::now() < deadline, "the frame is not taken");
+        thread::yield_now();
+    }
     bystander.goes_on();
     assert_eq!(raw.trouble(), None);
     drop(reader);
