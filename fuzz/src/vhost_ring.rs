@@ -175,6 +175,7 @@ fn step(guest: &mut RingGuest, data: &mut Unstructured<'_>, changes: &mut usize)
 }
 
 fn receive(guest: &mut RingGuest) {
+    let cut = is_cut(guest);
     let Some(rx) = &mut guest.rx else { return };
     let received = rx.receive();
     let Ok(count) = received else {
@@ -184,12 +185,13 @@ fn receive(guest: &mut RingGuest) {
     let count = count.unwrap_or(0);
     assert!(count <= 64, "a batch of {count}");
     for index in 0..count {
-        look_at(&**rx, index);
+        look_at(&**rx, index, cut);
     }
     assert_eq!(rx.frame_len(count), 0);
 }
 
-fn look_at(rx: &dyn LinkRx, index: usize) {
+/// Looks at a frame in all ways. What is found in memory that is cut short becomes zeros as it is looked at.
+fn look_at(rx: &dyn LinkRx, index: usize, cut: bool) {
     let len = rx.frame_len(index);
     assert!(len <= MAX_FRAME, "a frame of {len}");
     let offload = rx.offload(index);
@@ -205,10 +207,10 @@ fn look_at(rx: &dyn LinkRx, index: usize) {
     let mut slices = Vec::new();
     rx.slices(index, 0..len, &mut slices);
     assert!(slices.len() <= 1024, "more slices than a system call takes");
-    assert_eq!(joined(&slices), copy);
+    assert!(cut || joined(&slices) == copy, "the slices of a frame");
     slices.clear();
     rx.slices(index, len / 3..len / 2, &mut slices);
-    assert_eq!(joined(&slices), copy[len / 3..len / 2]);
+    assert!(cut || joined(&slices) == copy[len / 3..len / 2], "the slices of a part");
 }
 
 fn joined(slices: &[IoSlice<'_>]) -> Vec<u8> {
