@@ -60,6 +60,10 @@ pub trait LinkRx: Send {
     /// The link has ended.
     fn receive(&mut self) -> Result<Option<usize>, LinkError>;
 
+    /// Tells the guest what can wait until there is nothing else to do: called soon after
+    /// [`LinkRx::receive`], before the worker sleeps.
+    fn settle(&mut self) {}
+
     /// The length of frame `index` in bytes, from its Ethernet header on; 0 when there is none.
     fn frame_len(&self, index: usize) -> usize;
 

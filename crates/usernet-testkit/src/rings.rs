@@ -216,7 +216,10 @@ impl RingGuest {
     /// # Errors
     /// The link has ended.
     pub fn receive(&mut self) -> Result<Option<usize>, LinkError> {
-        self.rx.as_mut().map_or(Err(LinkError::Closed), |rx| rx.receive())
+        let rx = self.rx.as_mut().ok_or(LinkError::Closed)?;
+        let received = rx.receive();
+        rx.settle();
+        received
     }
 
     /// The bytes of frame `index` of the batch.

@@ -142,6 +142,10 @@ impl LinkRx for CapturedRx {
         Ok(frames)
     }
 
+    fn settle(&mut self) {
+        self.rx.settle();
+    }
+
     fn frame_len(&self, index: usize) -> usize {
         self.rx.frame_len(index)
     }

@@ -9,7 +9,7 @@ use usernet_core::frame::FrameBytes as _;
 use usernet_core::offload::Offload;
 
 use super::memory::Memory;
-use super::pair::{Pair, State, TRANSMIT, lock};
+use super::pair::{Pair, Queue, State, TRANSMIT, lock};
 use super::ring::{Buffer, Direction, Ring, RingError};
 use super::scattered::Scattered;
 use super::to_guest::MAX_FRAME;
@@ -21,6 +21,10 @@ const BATCH: usize = 64;
 const BATCH_BYTES: usize = 1 << 20;
 /// Buffers that one batch has about, however small they are.
 const BATCH_BUFFERS: usize = 1024;
+
+/// Bytes that are given back at most without an interrupt until the worker sleeps: what little a guest has sent
+/// is often answered before that, and with the answer it sees that, too.
+const LITTLE: usize = 8192;
 
 /// The half of a link that has the transmit queue.
 pub(super) struct QueueRx {
@@ -37,6 +41,8 @@ struct Batch {
     buffers: Vec<Buffer>,
     /// The chains of the frames, to be given back with the next batch.
     heads: Vec<u16>,
+    /// Bytes that were given back since the guest was last interrupted, if it wanted to be.
+    owed: usize,
     dropped: u64,
 }
 
@@ -92,6 +98,11 @@ impl LinkRx for QueueRx {
         }
     }
 
+    fn settle(&mut self) {
+        let state = &mut *lock(&self.pair.state);
+        self.batch.interrupt(&mut state.from_guest);
+    }
+
     fn dropped(&self) -> u64 {
         self.batch.dropped
     }
@@ -114,8 +125,17 @@ impl Batch {
         if let Some(ring) = &mut queue.ring {
             self.heads.iter().for_each(|head| ring.give_back(*head, 0));
         }
-        queue.publish();
+        queue.show();
+        self.owed += self.frames.iter().map(|frame| frame.len).sum::<usize>();
+        if self.owed > LITTLE {
+            self.interrupt(queue);
+        }
         self.clear();
+    }
+
+    fn interrupt(&mut self, queue: &mut Queue) {
+        queue.interrupt();
+        self.owed = 0;
     }
 
     fn clear(&mut self) {

@@ -114,8 +114,21 @@ impl Queue {
 
     /// Tells the guest what was given back.
     pub(super) fn publish(&mut self) {
+        self.show();
+        self.interrupt();
+    }
+
+    /// The same, but it is not interrupted yet.
+    pub(super) fn show(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.show();
+        }
+    }
+
+    /// Interrupts the guest, if it wants to be for what it was shown.
+    pub(super) fn interrupt(&mut self) {
         if let Some(ring) = &mut self.ring
-            && ring.publish()
+            && ring.wants_interrupt()
             && let Some(call) = &self.call
         {
             ring_bell(call);

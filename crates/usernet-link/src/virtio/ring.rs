@@ -164,6 +164,8 @@ pub(super) struct Ring {
     published: u16,
     /// The index that was published when the driver was last considered for an interrupt.
     considered: Option<u16>,
+    /// Something was published since.
+    unconsidered: bool,
     /// The driver's index, as it was last read.
     seen: u16,
 }
@@ -194,6 +196,7 @@ impl Ring {
             filled: base,
             published: base,
             considered: None,
+            unconsidered: false,
             seen: base,
         };
         // A front end that is back after we have gone finds here what was given back.
@@ -307,11 +310,24 @@ impl Ring {
     /// interrupted.
     #[must_use]
     pub(super) fn publish(&mut self) -> bool {
-        if self.published == self.filled {
+        self.show();
+        self.wants_interrupt()
+    }
+
+    /// Lets the driver see all that was given back, if it looks.
+    pub(super) fn show(&mut self) {
+        if self.published != self.filled {
+            self.used.store(INDEX, self.filled);
+            self.published = self.filled;
+            self.unconsidered = true;
+        }
+    }
+
+    /// Whether the driver wants to be interrupted for what it was shown since the last time.
+    pub(super) fn wants_interrupt(&mut self) -> bool {
+        if !std::mem::take(&mut self.unconsidered) {
             return false;
         }
-        self.used.store(INDEX, self.filled);
-        self.published = self.filled;
         // The index must be seen before we look at what the driver asks for (§2.7.7.2).
         fence(Ordering::SeqCst);
         let before = self.considered.replace(self.published);

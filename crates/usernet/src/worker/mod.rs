@@ -99,6 +99,8 @@ pub(crate) struct Worker {
     ready_links: VecDeque<PortId>,
     /// Links that were given frames in this turn.
     unflushed_links: Vec<PortId>,
+    /// Links that were read from since they were last settled.
+    unsettled_links: Vec<PortId>,
     /// UDP and ping sockets with messages that were not read yet.
     ready_flows: VecDeque<FlowId>,
     /// Forwards with connections or datagrams that were not taken yet.
@@ -135,6 +137,7 @@ impl Worker {
             udp_forwards: BTreeMap::new(),
             ready_links: VecDeque::new(),
             unflushed_links: Vec::new(),
+            unsettled_links: Vec::new(),
             ready_flows: VecDeque::new(),
             ready_forwards: VecDeque::new(),
             parked: Vec::new(),
@@ -166,7 +169,14 @@ impl Worker {
 
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let timeout = self.timeout();
-        self.wait.wait(&self.parts.poll, events, timeout)?;
+        let Self { wait, parts, ports, unsettled_links, .. } = self;
+        wait.wait(&parts.poll, events, timeout, || {
+            for port in unsettled_links.drain(..) {
+                if let Some(entry) = ports.get_mut(&port) {
+                    entry.settle();
+                }
+            }
+        })?;
         self.now = self.clock();
         for event in events.iter() {
             self.handle_event(event);

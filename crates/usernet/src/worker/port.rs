@@ -38,6 +38,8 @@ pub(crate) struct Port {
     pub(super) traffic: Traffic,
     ready: bool,
     unflushed: bool,
+    /// Its link was read from, and may have something to tell the guest before the worker sleeps.
+    unsettled: bool,
     /// The system takes no more now: an event tells when it does.
     full: bool,
     waiting: Vec<FlowId>,
@@ -91,6 +93,7 @@ impl Worker {
             traffic: Traffic::default(),
             ready: false,
             unflushed: false,
+            unsettled: false,
             full: false,
             waiting: Vec::new(),
             watchers: Vec::new(),
@@ -171,6 +174,9 @@ impl Worker {
                 continue;
             };
             entry.rx = Some(rx);
+            if !std::mem::replace(&mut entry.unsettled, true) {
+                self.unsettled_links.push(port);
+            }
             match outcome {
                 Ok(true) => self.ready_links.push_back(port),
                 Ok(false) => entry.ready = false,
@@ -501,6 +507,14 @@ impl Port {
     /// Whether the guest uses this queue.
     pub(super) fn is_in_use(&self) -> bool {
         !self.tx.is_idle()
+    }
+
+    /// Tells the guest what could wait until now.
+    pub(super) fn settle(&mut self) {
+        self.unsettled = false;
+        if let Some(rx) = &mut self.rx {
+            rx.link.settle();
+        }
     }
 
     /// Why nothing moves, if so.

@@ -14,6 +14,8 @@ use usernet_host::epoll::{Events, Poll};
 const LOOK: Duration = Duration::from_micros(50);
 /// A sleep this short could have been spared: waking up is a good part of it.
 const SHORT: Duration = Duration::from_micros(100);
+/// How long what can wait does at most, while there is always something else to do.
+const UNSETTLED: Duration = Duration::from_micros(200);
 /// Looks in vain, one after the other, until it looks no more.
 const PATIENCE: u8 = 8;
 /// Bytes of frames in a turn up to which it moved little.
@@ -25,6 +27,8 @@ pub(super) struct Wait {
     patience: u8,
     /// Bytes of frames that were moved since the last wait.
     moved: usize,
+    /// When what could wait was last told.
+    settled: Option<Instant>,
 }
 
 impl Wait {
@@ -33,15 +37,21 @@ impl Wait {
         self.moved += bytes;
     }
 
-    /// Waits for events, but no longer than `timeout`.
+    /// Waits for events, but no longer than `timeout`. Calls `settle` before it sleeps, or when it has not
+    /// for long.
     pub(super) fn wait(
         &mut self,
         poll: &Poll,
         events: &mut Events,
         timeout: Option<Duration>,
+        mut settle: impl FnMut(),
     ) -> io::Result<()> {
         let little = std::mem::take(&mut self.moved) <= LITTLE;
         let start = Instant::now();
+        if self.settled.is_none_or(|settled| start - settled > UNSETTLED) {
+            settle();
+            self.settled = Some(start);
+        }
         if little && self.patience > 0 && timeout.is_none_or(|timeout| timeout > LOOK) {
             while start.elapsed() < LOOK {
                 poll.wait(events, Some(Duration::ZERO))?;
@@ -52,6 +62,8 @@ impl Wait {
             }
             self.patience -= 1;
         }
+        settle();
+        self.settled = Some(start);
         poll.wait(events, timeout)?;
         if start.elapsed() < SHORT {
             self.patience = PATIENCE;
