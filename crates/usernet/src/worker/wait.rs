@@ -63,8 +63,9 @@ impl Wait {
             self.patience -= 1;
         }
         settle();
-        self.settled = Some(start);
         poll.wait(events, timeout)?;
+        // What it was woken for can wait as long.
+        self.settled = Some(Instant::now());
         if start.elapsed() < SHORT {
             self.patience = PATIENCE;
         }
