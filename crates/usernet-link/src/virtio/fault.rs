@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "it ends the process: for the test above"]
+    #[ignore = "it ends its process: `faults_of_others_are_left_to_others` runs it in one of its own"]
     fn a_signal_is_sent() {
         let guest = GuestMemory::new(0, LEN);
         let _region = map(guest.file(), 0);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "it ends the process: for the test above"]
+    #[ignore = "it ends its process: `faults_of_others_are_left_to_others` runs it in one of its own"]
     fn a_mapping_of_somebody_elses() {
         let guest = GuestMemory::new(0, LEN);
         let _region = map(guest.file(), 0);

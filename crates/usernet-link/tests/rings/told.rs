@@ -130,6 +130,27 @@ proptest! {
     }
 }
 
+/// What little was sent is seen to be taken at once, and interrupts when the worker is to sleep.
+#[test]
+fn little_that_was_sent_interrupts_late() {
+    let mut guest = guest(4, ALL);
+    let at = guest.heap();
+    guest.memory.write(at + 12, &bytes(60));
+    let _ = guest.interrupted(TRANSMIT);
+    let mut rx = guest.rx.take().unwrap();
+    let driver = &mut guest.queues[TRANSMIT].driver;
+    driver.want_interrupt(driver.seen);
+    driver.chain(0, &[(at, 72)], 0);
+    driver.offer(0);
+    guest.publish(TRANSMIT);
+    assert_eq!(rx.receive().unwrap(), Some(1));
+    assert_eq!(rx.receive().unwrap(), None);
+    assert_eq!(guest.queues[TRANSMIT].driver.take_back().len(), 1);
+    assert!(!guest.interrupted(TRANSMIT));
+    rx.settle();
+    assert!(guest.interrupted(TRANSMIT));
+}
+
 /// Two threads that sleep whenever they can.
 #[test]
 fn two_that_sleep_wake_each_other() {
